@@ -14,7 +14,7 @@ Each error also inherits the built-in that fits, so that ``except ValueError`` k
     │   └── ManifestError                          a manifest that does not match the model beside it
     ├── ScoringError                (RuntimeError) a provider that could not score
     │   └── AnswerError                            a remote scorer whose answer violates its protocol
-    ├── ProcessError                (RuntimeError) processes of one training of which one is missing, or that differ
+    ├── ProcessError                (RuntimeError) processes of a training or a job of which one is missing, or that differ
     ├── TrainingError               (FloatingPointError) a training whose loss or weights became NaN or infinite
     ├── UnsupportedError            (TypeError)    something this provider or TRL version does not do
     └── MissingDependencyError      (ImportError)  an optional package that is not installed
@@ -46,6 +46,7 @@ __all__ = [
     "as_one_error",
     "did_you_mean",
     "nearest_name",
+    "plain_error",
 ]
 
 _CLOSE = 0.75
@@ -153,7 +154,7 @@ class TrainingError(RmPluginsError, FloatingPointError):
 
 
 class ProcessError(RmPluginsError, RuntimeError):
-    """One of several processes of a training does not answer or has ended, or the processes have different data, settings or packages."""
+    """One of the processes of a training or a job does not answer or has ended, or they have different data, settings or packages."""
 
 
 class UnsupportedError(RmPluginsError, TypeError):
@@ -174,6 +175,15 @@ def as_one_error(errors: Mapping[int, RmPluginsError]) -> RmPluginsError:
     raised = (DataError if isinstance(first, DataError) else ScoringError)(f"{first}{more}", rows=sorted(errors))
     raised.provider, raised.path, raised.__cause__ = first.provider, first.path, first
     return raised
+
+
+def plain_error(error: BaseException) -> RmPluginsError:
+    """The error as its nearest class of this tree with only its message, so that it can be sent to another process."""
+    own = next((kind for kind in type(error).__mro__ if kind.__module__ == __name__), None)
+    if own is None:
+        return ScoringError(f"The reward raised {type(error).__name__}: {error}")
+    plain: RmPluginsError = own(str(error))
+    return plain
 
 
 def nearest_name(name: str, allowed: Iterable[str]) -> str | None:

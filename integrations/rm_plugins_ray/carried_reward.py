@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import rm_plugins as rm
 from rm_plugins.errors import ModelError, ProcessError, RmPluginsError, UnsupportedError
 from rm_plugins.identity import fingerprint
 from rm_plugins.providers.combinators.parts import compares_samples, learns_while_scoring
 from rm_plugins.version import __version__
+from rm_plugins_ray.shipped_spec import ShippedSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class CarriedReward:
         fingerprint: `rm_plugins.identity.fingerprint` of the driver's reward.
         compares: Whether a sample's score depends on the other samples of its prompt.
         has_models: Whether it holds a model, which wants an accelerator.
+        paths: The files and folders that its spec names, by their place in the spec.
         version: The version of rm-plugins on the driver.
     """
 
@@ -31,18 +35,24 @@ class CarriedReward:
     fingerprint: str
     compares: bool
     has_models: bool
+    paths: Mapping[str, str] = field(default_factory=dict)
     version: str = __version__
 
     @classmethod
-    def of(cls, provider: rm.Provider) -> CarriedReward:
+    def load(cls, spec: str | Path | Mapping[str, Any] | rm.Provider | Callable[..., Any]) -> CarriedReward:
         """The driver's reward, ready to be carried.
 
+        Args:
+            spec: As for `rm_plugins.load`.
+
         Raises:
+            RmPluginsError: It cannot be loaded here.
             UnsupportedError: It learns while it scores, so that every actor would score with another reward; or it is only in the
                 memory of this process.
         """
         from ray import cloudpickle
 
+        provider = rm.load(spec)
         if learning := [path or "the reward itself" for path, part in provider.walk() if learns_while_scoring(part)]:
             raise UnsupportedError(
                 f"{provider.called} learns while it scores ({', '.join(learning)}), so each actor would learn from its own rows and score "
@@ -62,6 +72,7 @@ class CarriedReward:
             fingerprint(provider),
             compares_samples(provider),
             any(part.models for _, part in provider.walk()),
+            ShippedSpec.read(spec).paths if isinstance(spec, (str, Path, Mapping)) else {},
         )
 
     def unpacked(self) -> rm.Provider:
@@ -76,6 +87,7 @@ class CarriedReward:
         here = platform.node()
         if self.version != __version__:
             raise ProcessError(_other_versions(here, __version__, self.version))
+        ShippedSpec({}, self.paths).check_here()
         try:
             provider: rm.Provider = cloudpickle.loads(self.pickled)
             mine = fingerprint(provider)

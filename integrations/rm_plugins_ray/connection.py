@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from rm_plugins.errors import DataError, MissingDependencyError, ProcessError
+from rm_plugins.errors import MissingDependencyError, ProcessError
 from rm_plugins_ray.carried_reward import check_versions
+from rm_plugins_ray.connecting import connected_ray
 
-_PATIENCE = 5.0
-"""Seconds that a cluster's address may take to accept a connection."""
 _ASKED = 60.0
 """Seconds that a node may take to start a process that says which packages it has."""
 
@@ -42,7 +39,7 @@ def connected(address: str | None) -> Iterator[None]:
 
     Raises:
         ProcessError: Nothing answers, the cluster runs another version of Ray, or a node lacks this version of rm-plugins.
-        DataError: The address has another form.
+        SpecError: The address has another form.
     """
     check_installed()
     import ray
@@ -61,36 +58,12 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _connect(address: str) -> None:
-    import ray
+    if address == "local":
+        import ray
 
-    if address not in ("auto", "local"):
-        _check_answers(address)
-    local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        if address == "auto":
-            raise ProcessError(
-                "No Ray cluster runs on this machine. Start one with `ray start --head`, name one with --address HOST:PORT, or leave "
-                "--address out to use this machine alone."
-            ) from error
-        reason = str(error).strip().partition("\n")[0]
-        raise ProcessError(f"Ray cannot connect to {address!r}: {reason}") from error
-
-
-def _check_answers(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:
-        raise DataError(
-            f"--address {address!r} is not HOST:PORT, auto or local. The port of a cluster is 6379 unless it was started otherwise."
-        )
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE):
-            return
-    except (OSError, OverflowError) as error:
-        raise ProcessError(
-            f"Nothing answers at {address}: {error}. Check with `ray status --address {address}` that the cluster runs and can be reached."
-        ) from error
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    else:
+        connected_ray(address, asked_by="--engine ray")
 
 
 def check_nodes() -> None:

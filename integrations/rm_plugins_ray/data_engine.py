@@ -45,7 +45,7 @@ class RayDataEngine(JobEngine):
         """Score the files; see `JobEngine.score`."""
         check_installed()
         files_of(request)  # refuses a wrong source before a model is loaded
-        reward = CarriedReward.of(rm.load(request.spec))
+        reward = CarriedReward.load(request.spec)
         scoring = FileScoring(request, reward.fingerprint, reward.compares, self.block_rows)
         with closing(scoring) as job, connected(self.address), quiet_data_context():
             return self._scored(job, reward, progress)

@@ -69,7 +69,7 @@ def score(
     check_installed()
     import ray.data
 
-    reward = CarriedReward.of(rm.load(spec))
+    reward = CarriedReward.load(spec)
     low, high = workers if isinstance(workers, tuple) else (workers or 1, workers)
     reserved = {"num_cpus": num_cpus, "num_gpus": num_gpus}
     options: dict[str, Any] = {
@@ -126,9 +126,7 @@ class BatchActor:
 
 
 def _rows(batch: Any, mapping: RowMapping | None) -> list[dict[str, Any]]:
-    rows = [
-        {name: without_nan(value) for name, value in row.items()} for row in batch.to_pylist(maps_as_pydicts="strict")
-    ]
+    rows = [{name: without_nan(value) for name, value in row.items()} for row in batch.to_pylist(maps_as_pydicts="strict")]
     return rows if mapping is None else [mapping(row) for row in rows]
 
 

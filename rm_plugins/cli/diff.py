@@ -19,6 +19,7 @@ from rm_plugins.cli.evaluation_options import (
 from rm_plugins.cli.evaluation_outputs import check_outputs, write_outputs
 from rm_plugins.cli.job_options import ConsoleProgress, check_separate
 from rm_plugins.cli.printed import echo
+from rm_plugins.cli.processes import shared_by_processes
 from rm_plugins.errors import DataError
 
 _GROUPS = {
@@ -51,6 +52,7 @@ _GROUPS = {
     help="Exit with 1 if B is worse than A, or is not better, at p < 0.05.",
 )
 @evaluation_options
+@shared_by_processes
 def command(
     a: str,
     b: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,10 @@ if TYPE_CHECKING:
 def engine_options(command: Callable[..., None]) -> Callable[..., None]:
     """``--engine``, ``--address`` and ``--workers``, which reach the command as its argument `engine`: None, or a `JobEngine`."""
 
+    @wraps(command)
     def with_engine(*, engine: str | None, address: str | None, workers: int | None, **arguments: Any) -> None:
         command(engine=_engine(engine, address, workers), **arguments)
 
-    with_engine.__doc__ = command.__doc__
-    vars(with_engine).update(vars(command))
     made: Callable[..., None] = with_engine
     for option in (
         click.option(

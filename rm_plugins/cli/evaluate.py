@@ -19,6 +19,7 @@ from rm_plugins.cli.evaluation_options import (
 from rm_plugins.cli.evaluation_outputs import check_outputs, write_outputs
 from rm_plugins.cli.job_options import ConsoleProgress, check_separate
 from rm_plugins.cli.printed import echo, say
+from rm_plugins.cli.processes import shared_by_processes
 from rm_plugins.errors import DataError
 from rm_plugins.files import check_output
 
@@ -43,6 +44,7 @@ _GROUPS = {
 )
 @click.option("--fail-over", metavar="FIGURE=NUMBER", multiple=True, help="Exit with 1 if a figure is higher, such as ece=0.1.")
 @evaluation_options
+@shared_by_processes
 def command(
     specs: tuple[str, ...],
     output: Path | None,

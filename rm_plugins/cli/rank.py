@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,6 +14,7 @@ import rm_plugins as rm
 from rm_plugins.cli.command import Command
 from rm_plugins.cli.job_options import ConsoleProgress, how_to_resume, rows_output, scoring_options, shown_output
 from rm_plugins.cli.printed import STANDARD_OUTPUT, say
+from rm_plugins.cli.processes import shared_by_processes
 from rm_plugins.cli.rank_options import (
     ENGINES,
     OF_GENERATE,
@@ -32,6 +31,7 @@ from rm_plugins.labels import counted
 
 if TYPE_CHECKING:
     from rm_plugins.data.scored_rows import ScoredRow
+    from rm_plugins.jobs.crew import Crew
     from rm_plugins.jobs.generation import GenerationJob
     from rm_plugins.jobs.ranking import ScoredPrompt
     from rm_plugins.jobs.scored_rows import RowSource
@@ -95,8 +95,17 @@ _ADVANCED = (
 @click.option("--curve", metavar="FILE", help="Write the best-of-n curve (.html, .json or .svg).")
 @scoring_options
 @click.pass_context
+@shared_by_processes
 def command(
-    context: click.Context, /, spec: str, file: str, split: str, batch_size: int, overwrite: bool, **options: Any
+    context: click.Context,
+    /,
+    spec: str,
+    file: str,
+    split: str,
+    batch_size: int,
+    overwrite: bool,
+    crew: Crew | None,
+    **options: Any,
 ) -> None:
     """Order the completions of each prompt in FILE by the scores of SPEC, best first.
 
@@ -106,7 +115,7 @@ def command(
     it stopped.
     """
     with rows_output(file, split, options["output"], "ranked") as out:
-        _rank(context, out, spec, file, split, batch_size, overwrite, options)
+        _rank(context, out, spec, file, split, batch_size, overwrite, crew, options)
 
 
 def _rank(
@@ -117,6 +126,7 @@ def _rank(
     split: str,
     batch_size: int,
     overwrite: bool,
+    crew: Crew | None,
     options: dict[str, Any],
 ) -> None:
     from rm_plugins.data.row_files import write_rows
@@ -138,10 +148,10 @@ def _rank(
         _check_free(out, curve_file, begun=rows.is_begun or kept.path.exists())
 
     if rows.are_to_be_generated:
-        _try(spec)
+        _try(spec, crew)
     if has_gold_spec:
         try:
-            _try(gold)
+            _try(gold, crew)
         except RmPluginsError as error:
             raise DataError(
                 f"--gold {gold!r} is not a column of the first rows, and cannot be loaded as a spec: {error}"
@@ -150,11 +160,11 @@ def _rank(
         for old in (kept, kept_gold, rows):
             old.discard()
     source = rows.prepare(column)
-    scored = _scored(spec, source, kept.path, batch_size)
+    scored = _scored(spec, source, kept.path, batch_size, crew)
     if column is not None:
         golds = [column_scores(row.row, column, len(row.scores), f"row {number}") for number, row in enumerate(scored, start=1)]
     elif gold is not None:
-        golds = [row.scores for row in _scored(gold, source, kept_gold.path, batch_size)]
+        golds = [row.scores for row in _scored(gold, source, kept_gold.path, batch_size, crew)]
     else:
         golds = []
     prompts = scored_prompts(scored, golds)
@@ -274,31 +284,32 @@ def _check_free(out: Path, curve_file: Path | None, begun: bool) -> None:
         raise DataError(f"{curve_file} exists already. Name another file for --curve, or replace it with --overwrite.")
 
 
-def _try(spec: str) -> None:
+def _try(spec: str, crew: Crew | None) -> None:
     """Load a reward before hours of other work, so that an error shows now, and free its memory."""
-    rm.load(spec).close()
-    _free_memory()
+    from rm_plugins.jobs.crew_member import free_memory
+
+    if crew is None:
+        rm.load(spec).close()
+        free_memory()
+    else:
+        crew.load(spec).check_shared()
+        crew.unload()
 
 
-def _scored(spec: str, source: RowSource, part: Path, batch_size: int) -> list[ScoredRow]:
+def _scored(spec: str, source: RowSource, part: Path, batch_size: int, crew: Crew | None) -> list[ScoredRow]:
     """The rows with the scores of a reward, whose memory is freed before the next one is loaded."""
-    from rm_plugins.identity import fingerprint
-    from rm_plugins.jobs.scored_rows import RowScoring
+    from rm_plugins.jobs.crew_member import free_memory
+    from rm_plugins.jobs.scored_rows import RowScoring, loaded_reward
 
-    provider = rm.load(spec)
+    provider, identity = loaded_reward(spec, crew)
     try:
-        identity = {"spec": spec, "fingerprint": fingerprint(provider)}
-        return list(RowScoring(provider, source, part, identity).run(batch_size, ConsoleProgress()))
+        note = {"spec": spec, "fingerprint": identity}
+        return list(RowScoring(provider, source, part, note).run(batch_size, ConsoleProgress()))
     finally:
-        provider.close()
-        del provider
-        _free_memory()
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        if crew is None:
+            provider.close()
+            del provider
+            free_memory()
 
 
 def _shaped(

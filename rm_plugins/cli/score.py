@@ -17,10 +17,12 @@ from rm_plugins.cli.job_options import (
     shown_output,
 )
 from rm_plugins.cli.printed import say
+from rm_plugins.cli.processes import shared_by_processes
 from rm_plugins.labels import counted
 
 if TYPE_CHECKING:
     from rm_plugins.data.mapping import RowMapping
+    from rm_plugins.jobs.crew import Crew
     from rm_plugins.jobs.job_engine import JobEngine
 
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     help="Name of the new columns: NAME, NAMEs, or chosen_NAME and rejected_NAME.",
 )
 @scoring_options
+@shared_by_processes
 @engine_options
 def command(
     spec: str,
@@ -45,6 +48,7 @@ def command(
     mapping: RowMapping | None,
     batch_size: int,
     overwrite: bool,
+    crew: Crew | None,
     engine: JobEngine | None,
 ) -> None:
     """Score the rows of FILE with SPEC.
@@ -56,6 +60,8 @@ def command(
     folder that all workers see, and the output of a folder may be a folder.
     """
     if engine is not None:
+        if crew is not None:
+            raise click.UsageError("--engine and --processes are two ways to share the work. Leave out one of them.")
         settings = {"overwrite": overwrite, "mapping": mapping, "column": column, "batch_size": batch_size}
         say(scored_by(engine, spec=spec, file=file, output=output, split=split, **settings))
         return
@@ -63,9 +69,9 @@ def command(
 
     with rows_output(file, split, output, "scored") as out:
         check_separate([("FILE", file), ("SPEC", spec)], [("the output", out)])
-        job = ScoringJob(spec, file, split, out, overwrite, mapping=mapping, column=column)
+        job = ScoringJob(spec, file, split, out, overwrite, mapping=mapping, column=column, crew=crew)
         count = job.write(batch_size, ConsoleProgress())
-        counts = job.provider.counts
+        counts = job.counts
     speed = f" ({job.throughput})" if job.throughput else ""
     say(
         f"Wrote {counted(count, 'row')} to {shown_output(out, output)}: {counted(counts['samples'], 'sample')} scored now{speed}, "

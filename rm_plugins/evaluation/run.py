@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -228,14 +229,26 @@ class EvaluationRun:
             raise DataError(f"No row has scores in {', '.join(map(repr, columns_called(column)))}.")
 
     def add(
-        self, provider: Provider | None, rows: Iterable[ScoredRow], *, name: str, source: str = "", identity: str = ""
+        self,
+        provider: Provider | Callable[..., dict[str, Any]] | None,
+        rows: Iterable[ScoredRow],
+        *,
+        name: str,
+        source: str = "",
+        identity: str = "",
     ) -> None:
-        """Add a reward with all rows in their order; the other arguments are as in `reward_facts`.
+        """Add a reward with all rows in their order; `evaluation` makes equal names distinct.
 
-        `evaluation` makes equal names distinct.
+        Args:
+            provider: The reward; of one in another process, what returns its `reward_facts`.
+            rows: With their scores.
+            name: As in `reward_facts`.
+            source: See there.
+            identity: See there.
         """
         values, members = scores_of(rows if self._rewards else self._collected(rows))
-        facts = reward_facts(provider, name=name, source=source, sample=self._sample, identity=identity)
+        describe = partial(reward_facts, provider) if provider is None or isinstance(provider, Provider) else provider
+        facts = describe(name=name, source=source, sample=self._sample, identity=identity)
         self._rewards.append((facts, values, members))
 
     def _collected(self, rows: Iterable[ScoredRow]) -> Iterator[ScoredRow]:

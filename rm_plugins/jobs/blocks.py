@@ -21,7 +21,7 @@ from uuid import uuid4
 from rm_plugins.data.row_files import json_line
 from rm_plugins.errors import DataError, OutputError
 from rm_plugins.files import output_errors, write_shared
-from rm_plugins.jobs.kept_rows import read_row, refusal
+from rm_plugins.jobs.run_note import read_row, refusal
 
 _NOTE = "run.json"
 _DIGITS = 12
@@ -129,11 +129,7 @@ class KeptBlocks:
 
     def discard(self) -> None:
         """Delete the folder. Blocks that are still written get lost."""
-        if self.folder.is_symlink() or not self.folder.is_dir():
-            return
-        with output_errors(self.folder):
-            (self.folder / _NOTE).unlink(missing_ok=True)  # first: a run that is killed meanwhile leaves no block that counts
-            shutil.rmtree(self.folder, ignore_errors=True)
+        discard_blocks(self.folder)
 
     def _file(self, first: int) -> Path:
         return self.folder / f"{first:0{_DIGITS}d}.jsonl"
@@ -149,3 +145,13 @@ class KeptBlocks:
 def _files(folder: Path) -> list[Path]:
     """The files of blocks in a folder."""
     return [path for path in folder.glob(f"{'[0-9]' * _DIGITS}.jsonl") if not path.is_symlink()]
+
+
+def discard_blocks(folder: Path) -> None:
+    """Delete a folder of blocks, if there is one."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    with output_errors(folder):
+        for path in _files(folder):  # before the note: what a run that is killed meanwhile leaves can be resumed from
+            path.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-import rm_plugins as rm
 from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.row_files import is_data_file, json_line
 from rm_plugins.data.score_columns import COLUMN_SPEC
@@ -22,10 +21,10 @@ from rm_plugins.evaluation.judged_rows import Cluster, RowCollector
 from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.evaluation.run import RESAMPLES, SHOWN, EvaluationRun
 from rm_plugins.files import check_output, scratch_folder
-from rm_plugins.identity import fingerprint
+from rm_plugins.jobs.crew import Crew
 from rm_plugins.jobs.interruption import JobInterrupted
 from rm_plugins.jobs.progress import JobProgress
-from rm_plugins.jobs.scored_rows import RowScoring, RowSource
+from rm_plugins.jobs.scored_rows import RowScoring, RowSource, loaded_reward
 from rm_plugins.spec import component
 from rm_plugins.suites import Suite
 
@@ -52,6 +51,7 @@ def evaluated(
     resamples: int = RESAMPLES,
     seed: int = 0,
     progress: JobProgress | None = None,
+    crew: Crew | None = None,
 ) -> Iterator[Evaluation]:
     """Score DATA with each spec, continuing where an interrupted evaluation stopped, and evaluate the scores.
 
@@ -75,6 +75,7 @@ def evaluated(
         resamples: See there.
         seed: See there.
         progress: Is told how far the job is.
+        crew: The processes that score; by default this one does.
 
     Raises:
         JobInterrupted: It was interrupted with Ctrl-C while scoring.
@@ -96,21 +97,24 @@ def evaluated(
                 if spec in recorded:
                     run.add(None, run.recorded(spec.removeprefix(COLUMN_SPEC)), name=spec, source=spec)
                     continue
-                provider = rm.load(spec)
-                progress.note(f"Evaluating {provider.label}.")
-                identity = fingerprint(provider)  # reads every weight
+                provider, identity = loaded_reward(spec, crew)
+                label = provider.facts.label if isinstance(provider, Crew) else provider.label
+                progress.note(f"Evaluating {label}.")
                 note = {
                     "fingerprint": identity,
                     "columns": {} if mapping is None else mapping.settings,
                     "limit": limit,
                     "suite": suite,
                 }
-                part = _scores_file(folder, provider.label, source, note)
+                part = _scores_file(folder, label, source, note)
                 jobs.append(RowScoring(provider, source, part, note, run.samples))
                 if overwrite:
                     jobs[-1].discard()
-                run.add(provider, jobs[-1].run(batch_size, progress), name=provider.label, source=spec, identity=identity)
-                provider.close()
+                scored = jobs[-1].run(batch_size, progress)
+                described = provider.describe if isinstance(provider, Crew) else provider
+                run.add(described, scored, name=label, source=spec, identity=identity)
+                if not isinstance(provider, Crew):
+                    provider.close()
             split = "" if is_data_file(data) else source.split
             yield run.evaluation(source=source.name, split=split, shown=shown, resamples=resamples, seed=seed)
         except BaseException:

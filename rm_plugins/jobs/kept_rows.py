@@ -15,31 +15,13 @@ from filelock import FileLock, Timeout
 from rm_plugins.data.row_files import json_line
 from rm_plugins.errors import DataError
 from rm_plugins.files import check_kept, check_output, open_kept, output_errors, sync_folder, write_atomically
+from rm_plugins.jobs.blocks import KeptBlocks, discard_blocks
 from rm_plugins.jobs.interruption import JobInterrupted
+from rm_plugins.jobs.run_note import read_row, refusal
 
 _WHEN_INTERRUPTED = "Rows that were written before are kept. Free some space, and run the same command again to resume."
 _BATCH = "batch"
 """An extra key in the last row of a batch: the digest of what the rows were made from, and what the reward had learned by then."""
-
-_CHANGED = {
-    "columns": "the mapping of columns (--map)",
-    "options": "the engine's options",
-    "sampling": "the sampling",
-}
-_REPLACED = {
-    "fingerprint": "the reward changed: its settings, its weights, a file that it names, or the code of a function",
-    "weights": "the files of the policy changed",
-}
-_NAMES = {
-    "batch_size": "the batch size",
-    "engine": "the engine",
-    "limit": "the number of rows that are read (--limit)",
-    "model": "the policy",
-    "source": "the data",
-    "spec": "the spec",
-    "split": "the split",
-    "suite": "the benchmark",
-}
 
 
 class KeptRows:
@@ -63,6 +45,8 @@ class KeptRows:
         """How many rows it holds; set by `resume`."""
         self.state: dict[str, Any] = {}
         """What the reward had learned when the last complete batch was scored; set by `resume`."""
+        self.beside = 0
+        """How many further rows are kept in blocks beside the file."""
 
     def identify(self, **more: Any) -> None:
         """Add to what the note says, before `resume`."""
@@ -132,6 +116,20 @@ class KeptRows:
             for line in file:
                 yield json.loads(line)
 
+    @property
+    def blocks_folder(self) -> Path:
+        """The folder beside the file in which several processes keep blocks of rows that are to be appended in order."""
+        return self.path.with_name(f"{self.path.name}.blocks")
+
+    def begin_blocks(self) -> KeptBlocks:
+        """Create the folder of blocks, or take over that of an interrupted run; call it after `resume`.
+
+        Raises:
+            DataError: The folder holds blocks of another reward, other data or other settings.
+            OutputError: It cannot be written.
+        """
+        return KeptBlocks.begin(self.blocks_folder, self._identity)
+
     @contextmanager
     def released_on_failure(self, work: str) -> Iterator[None]:
         """Within it, a failure releases the file, and deletes it where it holds no row.
@@ -147,7 +145,7 @@ class KeptRows:
         except JobInterrupted:
             raise
         except KeyboardInterrupt as error:
-            count = self.count
+            count = self.count + self.beside
             self._release()
             raise JobInterrupted(work, count, self._file) from error
         except BaseException:
@@ -155,7 +153,8 @@ class KeptRows:
             raise
 
     def _release(self) -> None:
-        if self._lock.is_locked and not self.count:
+        if self._lock.is_locked and not self.count and not self.beside:
+            discard_blocks(self.blocks_folder)
             self._note.unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
         self.close()
@@ -173,6 +172,7 @@ class KeptRows:
             DataError: Another process writes it.
         """
         self._take()
+        discard_blocks(self.blocks_folder)
         # The rows go last: a run that is killed meanwhile can be resumed from them alone.
         for path in (self._lock_file, self._note, self.path):
             path.unlink(missing_ok=True)
@@ -231,55 +231,6 @@ class KeptRows:
                 return read_row(file.read())
         except FileNotFoundError:
             return None
-
-
-def refusal(path: Path, note: str, known: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> str:
-    """Why an interrupted run cannot be resumed, and what to do.
-
-    Args:
-        path: What it has left.
-        note: The name of the note.
-        known: What that was made from, according to its note; None where the note is missing or broken.
-        identity: What it would be made from now.
-    """
-    start_again = f"Start again with --overwrite, name another output, or delete {path.name} and the rows in it."
-    if known is None:
-        return (
-            f"{path} holds the rows of an interrupted run, but its note {note} is missing or broken, so it is "
-            f"unknown whether they fit. {start_again}"
-        )
-    names = [name for name in {**identity, **known} if known.get(name) != identity.get(name)]
-    # Of another spec or policy, the rest of what identifies it differs as well.
-    told = [name for name in names if (name, True) not in {("fingerprint", "spec" in names), ("weights", "model" in names)}]
-    changes = "; ".join(_change(name, known.get(name), identity.get(name)) for name in told)
-    return f"The interrupted run in {path} cannot be resumed: {changes}. {start_again}"
-
-
-def _change(name: str, was: Any, now: Any) -> str:
-    """How an entry of a note differs from what it would be now, in words."""
-    if name in _REPLACED:
-        return _REPLACED[name]
-    if name in _CHANGED:
-        before, after = (value if isinstance(value, dict) else {} for value in (was, now))
-        keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-        return f"{_CHANGED[name]} changed ({'; '.join(_was_and_is(key, before.get(key), after.get(key)) for key in keys)})"
-    return _was_and_is(_NAMES.get(name, name), was, now)
-
-
-def _was_and_is(name: str, was: Any, now: Any) -> str:
-    before, after = (f"{value:.200}" if isinstance(value, str) else json.dumps(value)[:200] for value in (was, now))
-    if was is None:
-        return f"{name} was not set and is {after}"
-    return f"{name} was {before} and is not set" if now is None else f"{name} was {before} and is {after}"
-
-
-def read_row(line: bytes) -> dict[str, Any] | None:
-    """The row of a complete line; None for a partial line or anything else."""
-    try:
-        row = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
 
 
 class UnfinishedFile(KeptRows):

@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,10 +25,13 @@ from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import check_source, is_data_file, json_line, read_rows, write_rows
 from rm_plugins.data.rows import row_samples
-from rm_plugins.data.scored_rows import ScoredRow, scored_batches, unscored_samples
+from rm_plugins.data.scored_rows import Block, ScoredRow, planned_blocks, scored_block, unscored_samples
 from rm_plugins.errors import DataError
 from rm_plugins.files import check_output, output_errors, scratch_file, would_replace
 from rm_plugins.identity import fingerprint
+from rm_plugins.jobs.blocks import KeptBlocks
+from rm_plugins.jobs.crew import Crew
+from rm_plugins.jobs.crew_member import Task, kept_line
 from rm_plugins.jobs.kept_rows import KeptRows
 from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.providers.combinators.parts import compares_samples, learns_while_scoring
@@ -74,7 +77,7 @@ class RowScoring:
     """Scores every row of a source with one provider, and keeps what is scored.
 
     Args:
-        provider: The reward.
+        provider: The reward, or the processes that have loaded it.
         source: The rows.
         part: The file that scores are kept in, with a note beside it that identifies the reward and the data.
         identity: What the note says of the reward, such as its spec and fingerprint; a file of another reward is refused.
@@ -82,20 +85,27 @@ class RowScoring:
 
     Raises:
         DataError: The file was begun with another reward or another source.
+        UnsupportedError: The reward cannot be shared by several processes.
     """
 
     def __init__(
         self,
-        provider: rm.Provider,
+        provider: rm.Provider | Crew,
         source: RowSource,
         part: Path,
         identity: Mapping[str, Any],
         samples: Callable[[Mapping[str, Any], str], tuple[rm.Sample, ...]] = lambda row, where: row_samples(row, where).samples,
     ) -> None:
-        self.provider = provider
         self.source = source
         self.work: Counter[str] = Counter()
+        self._provider = provider
         self._samples = samples
+        self._counts: Counter[str] = Counter()
+        if isinstance(provider, Crew):
+            provider.facts.check_shared()
+            self._learns = False
+        else:
+            self._learns = any(learns_while_scoring(part) for _, part in provider.walk())
         self._kept = KeptRows(part, {**identity, "source": source.name, "split": source.split})
 
     def run(self, batch_size: int, progress: JobProgress | None = None) -> Iterator[ScoredRow]:
@@ -112,45 +122,119 @@ class RowScoring:
             JobInterrupted: It was interrupted with Ctrl-C.
         """
         progress = progress or JobProgress()
-        compares = compares_samples(self.provider)
-        if compares or any(learns_while_scoring(part) for _, part in self.provider.walk()):
+        compares = self._provider.facts.compares if isinstance(self._provider, Crew) else compares_samples(self._provider)
+        if compares or self._learns:
             self._kept.identify(batch_size=batch_size)
         done = self._kept.resume()
         with self._kept.released_on_failure("scoring"):
-            if done:
-                restore_reward_state(self.provider, self._kept.state)
+            if done and not isinstance(self._provider, Crew):
+                restore_reward_state(self._provider, self._kept.state)
             rows = self.source.rows()
             for _ in self._scored_before(rows):  # raises where the source has other rows by now
                 pass
-            if done:
-                progress.resume("scoring", done)
-            progress.begin("scoring", done, self.source.count)
+            blocks = None
+            if isinstance(self._provider, Crew) or self._kept.blocks_folder.is_dir():
+                blocks = self._kept.begin_blocks()
+            known = {} if blocks is None else blocks.known(after=done)
+            self._kept.beside = sum(known.values())
+            if known or done:
+                progress.resume("scoring", done + self._kept.beside)
+            progress.begin("scoring", done + self._kept.beside, self.source.count)
             try:
-                batches = scored_batches(
-                    self.provider, rows, self._samples, batch_size, unit="samples", first=done + 1, whole_prompts=compares
+                planned = planned_blocks(
+                    rows, self._samples, batch_size, unit="samples", first=done + 1, whole_prompts=compares, known=known
                 )
-                for batch, metadata in batches:
-                    self.work.update({name: metadata[name] for name in _WORK if name in metadata})
-                    kept = ({"row": _digest(json_line(scored.row)), **scored.kept} for scored in batch)
-                    self._kept.append(kept, reward_state(self.provider))
-                    progress.advance(len(batch), self.throughput)
+                if isinstance(self._provider, Crew):
+                    assert blocks is not None
+                    self._score_together(self._provider, planned, blocks, progress)
+                else:
+                    self._score_here(self._provider, planned, blocks, progress)
             finally:
                 progress.end()
+            if blocks is not None:
+                blocks.discard()
         return (
             ScoredRow(json.loads(line), row["scores"], row["details"], row.get("errors", []))
             for line, row in self._scored_before(self.source.rows())
         )
+
+    def _score_here(
+        self, provider: rm.Provider, planned: Iterator[Block], blocks: KeptBlocks | None, progress: JobProgress
+    ) -> None:
+        for block in planned:
+            if block.samples is None and blocks is not None:
+                self._join(blocks, block.first, _digests(block))
+                continue
+            scored, metadata = scored_block(provider, block)
+            self.work.update({name: metadata[name] for name in _WORK if name in metadata})
+            self._kept.append(map(kept_line, _digests(block), scored), reward_state(provider))
+            progress.advance(len(scored), self.throughput)
+
+    def _score_together(self, crew: Crew, planned: Iterator[Block], blocks: KeptBlocks, progress: JobProgress) -> None:
+        """Score blocks in several processes, and append each to the kept rows once all before it are there."""
+        waiting: deque[tuple[int, list[str]]] = deque()
+        finished: set[int] = set()
+
+        def tasks() -> Iterator[Task]:
+            for block in planned:
+                digests = _digests(block)
+                waiting.append((block.first, digests))
+                if block.samples is None:
+                    finished.add(block.first)
+                else:
+                    yield Task(block.first, digests, block.samples, blocks.folder, blocks.key)
+
+        def join() -> None:
+            while waiting and waiting[0][0] in finished:
+                first, digests = waiting.popleft()
+                finished.discard(first)
+                self._join(blocks, first, digests)
+
+        for done in crew.score(tasks()):
+            self.work.update(done.work)
+            self._counts.update(done.counts)
+            finished.add(done.first)
+            count = next(len(digests) for first, digests in waiting if first == done.first)
+            self._kept.beside += count
+            join()
+            progress.advance(count, self.throughput)
+        join()
+
+    def _join(self, blocks: KeptBlocks, first: int, digests: list[str]) -> None:
+        """Append a block to the kept rows."""
+        rows = blocks.read(first)
+        if rows is None:
+            raise DataError(
+                f"The scores of rows {first} to {first + len(digests) - 1} in {blocks.folder} are missing or damaged. Run the same command "
+                "again to score them."
+            )
+        if len(rows) != len(digests):
+            raise self._changed(first + min(len(rows), len(digests)))
+        for number, (row, digest) in enumerate(zip(rows, digests, strict=True), start=first):
+            if row["row"] != digest:
+                raise self._changed(number)
+        self._kept.append(rows)
+        self._kept.beside -= len(rows)
+        blocks.remove(first)
 
     def _scored_before(self, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
         """The rows whose scores are kept, each as a line of JSON, with what is kept of it."""
         for number, kept in enumerate(self._kept.rows(), start=1):
             line = json_line(next(rows, None))
             if _digest(line) != kept["row"]:
-                raise DataError(
-                    f"The interrupted run in {self._kept.path} cannot be resumed: row {number} of {self.source.name} has changed since it "
-                    "was scored. Start again with --overwrite."
-                )
+                raise self._changed(number)
             yield line, kept
+
+    def _changed(self, number: int) -> DataError:
+        return DataError(
+            f"The interrupted run in {self._kept.path} cannot be resumed: row {number} of {self.source.name} has changed since it was "
+            "scored. Start again with --overwrite."
+        )
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What the reward has counted in this run (`Provider.counts`)."""
+        return self._counts if isinstance(self._provider, Crew) else self._provider.counts
 
     @property
     def throughput(self) -> str:
@@ -182,6 +266,7 @@ class ScoringJob(RowScoring):
         overwrite: Whether to replace a finished output, and to start again instead of resuming.
         mapping: How its columns become those that are read.
         column: What the columns of scores are called (`RowSamples.columns`).
+        crew: The processes that score; by default this one does.
 
     Raises:
         DataError: `out` exists, or the unfinished output belongs to another reward or other rows.
@@ -198,19 +283,19 @@ class ScoringJob(RowScoring):
         *,
         mapping: RowMapping | None = None,
         column: str = "score",
+        crew: Crew | None = None,
     ) -> None:
         check_output(out)
         part = out.with_name(f"{out.name}.part")
         if would_replace(out) and not overwrite and not part.exists():  # an interrupted run with --overwrite has a part
             raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
         rows = RowSource.of(source, split, mapping)  # refuses a missing file before a model is loaded
-        provider = rm.load(spec)
-        identity = {"spec": spec, "fingerprint": fingerprint(provider)}
+        provider, identity = loaded_reward(spec, crew)
         self.out = out
         self._column = column
         self._told = False
         self._repeated = RepeatedPrompts()
-        super().__init__(provider, rows, part, identity, self._samples_to_score)
+        super().__init__(provider, rows, part, {"spec": spec, "fingerprint": identity}, self._samples_to_score)
         if overwrite:
             self.discard()
 
@@ -238,6 +323,23 @@ class ScoringJob(RowScoring):
 
     def _with_scores(self, scored: ScoredRow) -> dict[str, Any]:
         return {**scored.row, **scored.columns(unscored_samples(scored.row, "a row", self._column), self._column)}
+
+
+def loaded_reward(spec: str, crew: Crew | None) -> tuple[rm.Provider | Crew, str]:
+    """A reward that is loaded here or in other processes, and its fingerprint.
+
+    Args:
+        spec: The reward's spec.
+        crew: The processes that load it; None for this one.
+    """
+    if crew is not None:
+        return crew, crew.load(spec).fingerprint
+    provider = rm.load(spec)
+    return provider, fingerprint(provider)
+
+
+def _digests(block: Block) -> list[str]:
+    return [_digest(json_line(row)) for row in block.rows]
 
 
 def _digest(line: str) -> str:

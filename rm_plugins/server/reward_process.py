@@ -21,8 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from rm_plugins import errors
-from rm_plugins.errors import RmPluginsError, ScoringError
+from rm_plugins.errors import RmPluginsError, ScoringError, plain_error
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.server.dialects.dialect import Token
@@ -245,7 +244,7 @@ def _hold(connection: Connection, source: str | Path | Mapping[str, Any], hostin
     try:
         reward = ServedReward.load(source)
     except RmPluginsError as error:
-        connection.send(_plain(error))
+        connection.send(plain_error(error))
         return
     except Exception as error:
         logger.exception("The reward could not be loaded")
@@ -259,7 +258,7 @@ def _hold(connection: Connection, source: str | Path | Mapping[str, Any], hostin
         except BaseException as error:
             if not isinstance(error, RmPluginsError):
                 logger.exception("The reward failed")
-            result, is_answer = _plain(error), False
+            result, is_answer = plain_error(error), False
         with sending, suppress(OSError):
             connection.send((number, is_answer, result))
 
@@ -294,15 +293,5 @@ def _portable(scores: Scores) -> Scores:
         scores.values,
         details=dict(scores.columns),
         tokens=scores.tokens,
-        errors={row: _plain(error) for row, error in scores.errors.items()},
+        errors={row: plain_error(error) for row, error in scores.errors.items()},
     )
-
-
-def _plain(error: BaseException) -> RmPluginsError:
-    """The error as its nearest class in `rm_plugins.errors`, with only the message."""
-    kinds = (kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-    kind = next(kinds, None)
-    if kind is None:
-        return ScoringError(f"The reward raised {type(error).__name__}: {error}")
-    plain: RmPluginsError = kind(str(error))
-    return plain
