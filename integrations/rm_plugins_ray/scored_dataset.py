@@ -51,8 +51,8 @@ def score(
         column: What the new columns are called.
         mapping: Makes rows of our formats of those of the data set, which are then what the result has.
         batch_size: Rows that an actor scores at a time.
-        on_error: What a failure becomes: ``raise`` ends the reading with the error, ``abstain`` keeps the row with the reason. By default what
-            the spec says.
+        on_error: What a failure becomes: ``raise`` ends the reading with a `ray.exceptions.RayTaskError` that quotes the error; ``abstain``
+            keeps the row with the reason. By default what the spec says.
         workers: The number of actors, or the smallest and the largest; by default from one to all that fit.
         num_cpus: The CPUs that an actor reserves; 1 without `num_gpus`.
         num_gpus: The GPUs that an actor reserves.

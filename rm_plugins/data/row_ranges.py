@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.row_files import mapped_rows, read_errors, read_rows
@@ -109,43 +109,36 @@ def _has_lines(path: Path) -> bool:
 
 
 def _line_ranges(path: Path, size: int, together: Together | None, mapping: RowMapping | None) -> Iterator[RowRange]:
-    first, count, start, start_line = 1, 0, 0, 1
-    before, at = b"", 0
+    part = RowRange(str(path), rows=0)
+    before, at = part, 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            stop = at + len(line)
             if (line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line).strip(b" \t\r\n"):
-                if count >= size and not (together and _join(together, path, mapping, before, line, number)):
-                    yield RowRange(str(path), first, count, start, at, start_line)
-                    first, count, start, start_line = first + count, 0, at, number
-                count, before = count + 1, line
-            at += len(line)
-    if count:
-        yield RowRange(str(path), first, count, start, at, start_line)
+                count = part.rows or 0
+                this = RowRange(str(path), part.first + count, 1, at, stop, number)
+                if count >= size and not (together and _joined(together, before, this, mapping)):
+                    yield part
+                    part = replace(this, rows=0)
+                part, before = replace(part, rows=(part.rows or 0) + 1, stop=stop), this
+            at = stop
+    if part.rows:
+        yield part
 
 
-def _join(together: Together, path: Path, mapping: RowMapping | None, before: bytes, line: bytes, number: int) -> bool:
-    rows = _rows_of_lines(StringIO((before + line).decode("utf-8-sig")), str(path), number - 1, _raise)
-    one, other = ((row if mapping is None else mapping(row)) for row in rows)
-    return together(one, other)
+def _joined(together: Together, before: RowRange, after: RowRange, mapping: RowMapping | None) -> bool:
+    return together(next(read_range(before, mapping)), next(read_range(after, mapping)))
 
 
 def _lines_of(part: RowRange, refuse: Callable[[DataError], None]) -> Iterator[dict[str, Any]]:
     with read_errors(part.path), open(part.path, "rb") as file:
         file.seek(part.start)
         text = file.read(part.stop - part.start).decode("utf-8-sig" if part.start == 0 else "utf-8")
-        yield from _rows_of_lines(StringIO(text, newline=""), part.path, part.line, refuse)
-
-
-def _rows_of_lines(lines: IO[str], path: str, line: int, refuse: Callable[[DataError], None]) -> Iterator[dict[str, Any]]:
-    for row in json_rows(lines, path, line):
-        if isinstance(row, dict):
-            yield row
-        else:
-            refuse(row)
-
-
-def _raise(error: DataError) -> None:
-    raise error
+        for row in json_rows(StringIO(text, newline=""), part.path, part.line):
+            if isinstance(row, dict):
+                yield row
+            else:
+                refuse(row)
 
 
 # --- Parquet -------------------------------------------------------------------------------------------------------------
@@ -160,16 +153,14 @@ def _table_ranges(path: Path, size: int, together: Together | None, mapping: Row
     first, total = 1, sum(groups)
     while first <= total:
         after = min(first + size, total + 1)
-        while together and after <= total and _joined(together, path, mapping, after):
+        while (
+            together
+            and after <= total
+            and _joined(together, *(RowRange(str(path), row, 1) for row in (after - 1, after)), mapping)
+        ):
             after += 1
         yield RowRange(str(path), first, after - first)
         first = after
-
-
-def _joined(together: Together, path: Path, mapping: RowMapping | None, after: int) -> bool:
-    rows = _table_of(RowRange(str(path), after - 1, 2), _raise)
-    one, other = ((row if mapping is None else mapping(row)) for row in rows)
-    return together(one, other)
 
 
 def _table_of(part: RowRange, _: Callable[[DataError], None]) -> Iterator[dict[str, Any]]:

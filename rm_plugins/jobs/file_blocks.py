@@ -30,7 +30,7 @@ from rm_plugins.errors import DataError, OutputError
 from rm_plugins.files import check_kept, check_output, output_errors, replacing_folder, would_replace
 from rm_plugins.jobs.blocks import KeptBlocks
 from rm_plugins.jobs.job_engine import ScoringRequest
-from rm_plugins.jobs.kept_rows import read_row, refusal
+from rm_plugins.jobs.run_note import read_row, refusal
 
 _OUTPUTS = (".jsonl", ".json", ".ndjson", ".parquet")
 _FINISHED = "finished"
