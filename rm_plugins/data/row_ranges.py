@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from io import StringIO
-from itertools import islice
+from itertools import islice, pairwise, takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -109,21 +109,25 @@ def _has_lines(path: Path) -> bool:
 
 
 def _line_ranges(path: Path, size: int, together: Together | None, mapping: RowMapping | None) -> Iterator[RowRange]:
-    part = RowRange(str(path), rows=0)
-    before, at = part, 0
+    first, count, start, start_line = 1, 0, 0, 1
+    before_at, before_line, at = 0, 1, 0
+    name = str(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             stop = at + len(line)
             if (line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line).strip(b" \t\r\n"):
-                count = part.rows or 0
-                this = RowRange(str(path), part.first + count, 1, at, stop, number)
-                if count >= size and not (together and _joined(together, before, this, mapping)):
-                    yield part
-                    part = replace(this, rows=0)
-                part, before = replace(part, rows=(part.rows or 0) + 1, stop=stop), this
+                if count >= size:
+                    before = RowRange(name, first + count - 1, 1, before_at, at, before_line)
+                    if not (
+                        together and _joined(together, before, RowRange(name, first + count, 1, at, stop, number), mapping)
+                    ):
+                        yield RowRange(name, first, count, start, at, start_line)
+                        first, count, start, start_line = first + count, 0, at, number
+                count += 1
+                before_at, before_line = at, number
             at = stop
-    if part.rows:
-        yield part
+    if count:
+        yield RowRange(name, first, count, start, at, start_line)
 
 
 def _joined(together: Together, before: RowRange, after: RowRange, mapping: RowMapping | None) -> bool:
@@ -153,12 +157,9 @@ def _table_ranges(path: Path, size: int, together: Together | None, mapping: Row
     first, total = 1, sum(groups)
     while first <= total:
         after = min(first + size, total + 1)
-        while (
-            together
-            and after <= total
-            and _joined(together, *(RowRange(str(path), row, 1) for row in (after - 1, after)), mapping)
-        ):
-            after += 1
+        if together and after <= total:
+            rows = read_range(RowRange(str(path), after - 1, total - after + 2), mapping)
+            after += sum(1 for _ in takewhile(lambda pair: together(*pair), pairwise(rows)))
         yield RowRange(str(path), first, after - first)
         first = after
 

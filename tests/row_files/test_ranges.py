@@ -95,12 +95,14 @@ def test_an_error_has_the_line_of_the_file(tmp_path: Path) -> None:
 
 def test_a_mapping_is_applied_and_its_errors_have_the_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"q": "a"}\n{"q": "b"}\n{"x": "c"}\n')
+    path.write_text('{"q": "a"}\n{"q": "b"}\n{"q": "c"}\n{"x": "d"}\n')
     mapping = RowMapping(rename={"q": "prompt"})
     first, last = row_ranges(path, 2, same_prompt, mapping)
     assert list(read_range(first, mapping)) == [{"prompt": "a"}, {"prompt": "b"}]
-    with pytest.raises(DataError, match=r"rows.jsonl, row 3: "):
+    with pytest.raises(DataError, match=r"rows.jsonl, row 4: "):
         list(read_range(last, mapping))
+    with pytest.raises(DataError, match=r"rows.jsonl, row 4: "):
+        list(row_ranges(path, 3, same_prompt, mapping))
 
 
 def test_a_file_that_has_changed_is_refused(tmp_path: Path) -> None:
