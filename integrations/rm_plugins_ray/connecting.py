@@ -36,7 +36,7 @@ def connected_ray(address: str, *, asked_by: str) -> Any:
         ray.init(address=address, log_to_driver=False)
     except Exception as error:  # Ray raises ConnectionError, RuntimeError or ValueError
         where = "on this machine or in the environment variable RAY_ADDRESS" if address == "auto" else f"at {address!r}"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise ProcessError(
             f"{asked_by} cannot connect to a Ray cluster {where}: {reason}. Start one with `ray start --head`, or set `address` to the "
             "HOST:PORT that it printed."

@@ -69,10 +69,10 @@ class RayActor(Provider):
         self.wait = wait
         self.fingerprint = fingerprint
         self.label = actor if isinstance(actor, str) else self.name
-        self._checked: Any = None  # the handle whose version and fingerprint are known to be right
+        self._known: Any = None  # the handle whose version and fingerprint are known to be right
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_checked": None}
+        return {**vars(self), "_known": None}
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Let the actor score the samples; see `Provider.score_batch`."""
@@ -104,7 +104,7 @@ class RayActor(Provider):
             except ray.exceptions.RayTaskError as error:
                 raise ScoringError(f"The actor of the provider {self.called} failed: {reason_of(error)}") from error
             except (ray.exceptions.RayError, ValueError) as error:  # it died, its node died, or no actor has the name
-                self._checked = None
+                self._known = None
                 if time.monotonic() + _PAUSE_SECONDS > ends:
                     raise ScoringError(self._absence(error)) from error
                 self._counted("retries")
@@ -123,8 +123,8 @@ class RayActor(Provider):
 
     def _ready_actor(self, ray: Any) -> Any:
         """The handle, whose version and fingerprint were checked."""
-        if self._checked is not None:
-            return self._checked
+        if self._known is not None:
+            return self._known
         actor = ray.get_actor(self.actor, namespace=self.namespace) if isinstance(self.actor, str) else self.actor
         if not hasattr(actor, "facts"):
             raise ScoringError(f"The Ray actor {self.actor!r} is not a RewardActor: it has no methods `facts` and `score`.")
@@ -135,7 +135,7 @@ class RayActor(Provider):
                 "the same version on every node."
             )
         self._check_fingerprint(facts["fingerprint"])
-        self._checked = actor
+        self._known = actor
         return actor
 
     def _check_fingerprint(self, served: str) -> None:

@@ -128,7 +128,7 @@ def start_actor(
 
 
 def _actor_class(version: str) -> type[Any]:
-    """The class of the actor; it is local, so that Ray sends its code, and a node without this package says so."""
+    """The class of the actor; it is local, so that Ray sends its code also to a node without this package, which reports that."""
     check = node_check(version)
 
     class Reward:

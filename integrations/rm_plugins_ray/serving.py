@@ -160,7 +160,7 @@ def _shipped(spec: str | Mapping[str, Any]) -> ShippedSpec:
 def _deployment_classes(version: str) -> tuple[type[Any], type[Any]]:
     """The classes of the replicas and of the front.
 
-    They are local, so that Ray sends their code instead of importing it: a node without this package then says so, and how to change it.
+    They are local, so that Ray sends their code instead of importing it: a node without this package then reports that, with the remedy.
     """
     check = node_check(version)
 
