@@ -25,6 +25,7 @@ from rm_plugins.jobs.run_note import read_row, refusal
 
 _NOTE = "run.json"
 _DIGITS = 12
+_ATTEMPTS = 10
 
 
 class KeptBlocks:
@@ -154,4 +155,7 @@ def discard_blocks(folder: Path) -> None:
     with output_errors(folder):
         for path in _files(folder):  # before the note: what a run that is killed meanwhile leaves can be resumed from
             path.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(_ATTEMPTS):  # a process of a killed run may be writing its last block
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                return

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import rm_plugins as rm
@@ -190,8 +191,11 @@ class RowScoring:
                 finished.discard(first)
                 self._join(blocks, first, digests)
 
+        begun = monotonic()
         for done in crew.score(tasks()):
             self.work.update(done.work)
+            if self.work["seconds"]:
+                self.work["seconds"] = monotonic() - begun  # those of all processes together would be more
             self._counts.update(done.counts)
             finished.add(done.first)
             count = next(len(digests) for first, digests in waiting if first == done.first)
