@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import rm_plugins as rm
@@ -24,3 +26,9 @@ def slow_vowels(samples: Sequence[rm.Sample]) -> list[float]:
         (Path(str(sample.columns["pids"])) / str(os.getpid())).touch()
         time.sleep(0.02)
     return [float(sum(sample.completion_text.count(vowel) for vowel in "aeiou")) for sample in samples]
+
+
+def kill(pid: int) -> None:
+    """Kill a process, if it still runs."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
 import types
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from rm_plugins.errors import ModelError, OutputError, ProcessError
 from rm_plugins.jobs.job_engine import ScoringRequest, ScoringSummary
 from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.jobs.scored_rows import ScoringJob
+from tests.ray.slow_rewards import kill
 
 GROUPED = "provider: function\nfunction: tests.ray.slow_rewards:vowels\ntransform: rank-in-group\non_error: abstain\n"
 SLOW = "tests.ray.slow_rewards:slow_vowels"
@@ -156,11 +154,6 @@ def until_scoring(folder: Path, before: set[int]) -> set[int]:
             return seen
         time.sleep(0.02)
     raise AssertionError("no process scores")
-
-
-def kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 def test_a_module_that_only_the_driver_has_is_named(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
