@@ -16,8 +16,10 @@ from rm_plugins.jobs.progress import JobProgress
 from rm_plugins_ray.carried_reward import CarriedReward
 from rm_plugins_ray.connection import check_installed, connected
 
-BLOCK_ROWS = 4096
-"""Rows of a block: seconds to minutes of scoring, which is what a dead actor loses."""
+_BLOCK_ROWS = ((2**24, 256), (2**30, 1024))
+"""Rows of a block of sources that have fewer bytes than this: enough blocks for many actors."""
+_MOST_BLOCK_ROWS = 4096
+"""Rows of a block of larger sources: seconds to minutes of scoring, which is what a dead actor loses."""
 
 _Result = TypeVar("_Result")
 _ITEM = "item"
@@ -32,21 +34,22 @@ class RayDataEngine(JobEngine):
         address: ``HOST:PORT`` of a running cluster, ``auto`` for the one that runs on this machine, or ``local`` for this machine alone. By
             default what ``RAY_ADDRESS`` says, else ``local``.
         workers: The number of actors; by default as many as the cluster has GPUs, or CPUs where the reward has no model or there is no GPU.
-        block_rows: Rows that are scored and kept as one block.
+        block_rows: Rows that are scored and kept as one block; by default 256 to 4096, by the size of the source.
     """
 
     name: ClassVar[str] = "ray"
 
-    def __init__(self, address: str | None = None, workers: int | None = None, *, block_rows: int = BLOCK_ROWS) -> None:
+    def __init__(self, address: str | None = None, workers: int | None = None, *, block_rows: int | None = None) -> None:
         super().__init__(address, workers)
         self.block_rows = block_rows
 
     def score(self, request: ScoringRequest, progress: JobProgress) -> ScoringSummary:
         """Score the files; see `JobEngine.score`."""
         check_installed()
-        files_of(request)  # refuses a wrong source before a model is loaded
+        size = sum(path.stat().st_size for path in files_of(request))  # refuses a wrong source before a model is loaded
+        block_rows = self.block_rows or next((rows for limit, rows in _BLOCK_ROWS if size < limit), _MOST_BLOCK_ROWS)
         reward = CarriedReward.load(request.spec)
-        scoring = FileScoring(request, reward.fingerprint, reward.compares, self.block_rows)
+        scoring = FileScoring(request, reward.fingerprint, reward.compares, block_rows)
         with closing(scoring) as job, connected(self.address), quiet_data_context():
             return self._scored(job, reward, progress)
 
