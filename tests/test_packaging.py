@@ -101,7 +101,9 @@ class TestWheel:
         assert written <= set(zipfile.ZipFile(wheel).namelist())
 
     def test_its_types_are_announced(self, wheel: Path) -> None:
-        assert {"rm_plugins/py.typed", "rm_plugins_ray/py.typed", "rm_plugins_trl/py.typed"} <= set(zipfile.ZipFile(wheel).namelist())
+        assert {"rm_plugins/py.typed", "rm_plugins_ray/py.typed", "rm_plugins_trl/py.typed"} <= set(
+            zipfile.ZipFile(wheel).namelist()
+        )
 
     def test_its_metadata(self, wheel: Path) -> None:
         archive = zipfile.ZipFile(wheel)

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = [path for folder in ("rm_plugins", "integrations/rm_plugins_ray", "integrations/rm_plugins_trl") for path in sorted((ROOT / folder).rglob("*.py"))]
+FILES = [
+    path
+    for folder in ("rm_plugins", "integrations/rm_plugins_ray", "integrations/rm_plugins_trl")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
 
 
 def private_imports(tree: ast.AST) -> Iterator[str]:

@@ -59,7 +59,9 @@ def test_the_reference_has_every_package_that_exports_something() -> None:
         re.findall(r"automodule:: ([\w.]+)\n   :members:", "".join(page.read_text(encoding="utf-8") for page in pages))
     )
     programs = {"rm_plugins.cli", "rm_plugins.providers", "rm_plugins.server.page"}  # docs/cli.md, docs/providers/, a web page
-    exporting = {name for root in (rm_plugins, rm_plugins_ray, rm_plugins_trl) for name in packages(root) if exports_of_its_own(name)}
+    exporting = {
+        name for root in (rm_plugins, rm_plugins_ray, rm_plugins_trl) for name in packages(root) if exports_of_its_own(name)
+    }
     assert exporting - programs <= documented
     for name in documented:
         importlib.import_module(name)
