@@ -25,7 +25,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-oldest test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-serving bench-sharded bench-training clean gpu-wheels bench-plan
+.PHONY: help demo test test-oldest test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-serving bench-sharded bench-training bench-replicas clean gpu-wheels bench-plan
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -92,6 +92,9 @@ bench-ensembles: $(VENV)/bench.stamp  ## Measure what ensembles cost beside one 
 bench-serving: $(VENV)/bench.stamp  ## Measure how fast a served reward is and whether its memory stays flat.
 	$(BIN)/python -m tests.benchmarks.serving
 	$(BIN)/python -m tests.benchmarks.soak
+
+bench-replicas: $(VENV)/dev.stamp  ## Measure how much two replicas on two cores serve and score beside one.
+	$(BIN)/python -m tests.benchmarks.replicas
 
 bench-gpu: $(VENV)/dev.stamp  ## Measure scoring, training and serving on a GPU in eight minutes, and write their section of docs/benchmarks.md.
 	$(BIN)/python -m tests.benchmarks.gpu

@@ -37,7 +37,7 @@ _TIMES = {
     "--max-score-seconds": ("max_score_seconds", "For scoring a batch; after that, the reward's process is restarted."),
 }
 _GROUPS = {
-    "Server": ("host", "port", "workers", "model_name", "log_format", "drain_seconds"),
+    "Server": ("host", "port", "devices", "workers", "model_name", "log_format", "drain_seconds"),
     "Access": ("api_key_env", "allowed_hosts", "allowed_origins"),
     "Limits": tuple(name for name, _ in _LIMITS.values()),
     "Time limits, in seconds": tuple(name for name, _ in _TIMES.values()),
@@ -66,6 +66,11 @@ def _times(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("spec")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65_535), help="The port; 0 for any free port.")
+@click.option(
+    "--devices",
+    metavar="all|NAMES",
+    help="Load the reward once on each of these devices: all accelerators, or names such as 0,1 or cpu,cpu.",
+)
 @click.option(
     "--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes, each of which loads the reward."
 )
@@ -116,6 +121,7 @@ def command(
     spec: str,
     host: str,
     port: int,
+    devices: str | None,
     workers: int,
     api_key_env: str | None,
     log_format: Literal["json", "text"],
@@ -129,8 +135,11 @@ def command(
     """
     _check_installed()
     keys = _keys(api_key_env)
+    chosen_devices = _devices(devices, workers)
+    workers = len(chosen_devices) or workers
     with ExitStack() as stack:
-        if workers > 1:
+        is_supervised = workers > 1 or bool(chosen_devices)
+        if is_supervised:
             # Both are read when what they are for is imported.
             os.environ.setdefault(
                 "PROMETHEUS_MULTIPROC_DIR", stack.enter_context(tempfile.TemporaryDirectory(prefix="rm-plugins-"))
@@ -150,8 +159,8 @@ def command(
                 host,
             )
         shown = f"[{host}]" if ":" in host else host
-        serving = process.Serving(spec, settings, f"http://{shown}:{listening.getsockname()[1]}", log_format)
-        finished = process.supervise(workers, serving, listening) if workers > 1 else process.serve(serving, listening)
+        serving = process.Serving(spec, settings, f"http://{shown}:{listening.getsockname()[1]}", log_format, chosen_devices)
+        finished = process.supervise(workers, serving, listening) if is_supervised else process.serve(serving, listening)
     process.end(finished)
 
 
@@ -162,6 +171,19 @@ def _check_installed() -> None:
         raise MissingDependencyError(
             f"The server needs the package{'s' if len(missing) > 1 else ''} {', '.join(missing)}: pip install 'rm-plugins[serve]'."
         )
+
+
+def _devices(text: str | None, workers: int) -> tuple[str, ...]:
+    """The device of each process; none where none was chosen."""
+    if text is None:
+        return ()
+    if workers > 1:
+        raise click.UsageError(
+            "--devices starts a process per device, so leave out --workers. For two processes on a device, name it twice: --devices 0,0."
+        )
+    from rm_plugins.devices import chosen_devices
+
+    return chosen_devices(text)
 
 
 def _keys(variable: str | None) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Scored blocks of rows that processes keep in a common folder until one of them joins the blocks in order.
 
-Each block is a file of its own, which is written in one step. So any process, of this machine or of another one that sees the folder, can
-write any block at any time: no lock is needed, a process that is killed leaves no part of a block, and it does not matter how many
-processes there were before. Writing a block twice leaves it as it was.
+Each block is a file of its own, which is written in one step. So any process that sees the folder, also of another machine, can write any
+block at any time. No lock is needed, and the number of processes may change. A process that is killed leaves no part of a block. Writing a
+block twice leaves it as it was.
 
 One process owns the folder: it calls `KeptBlocks.begin`, tells the others the key, and calls `remove` and `discard`. There must be one
 owner only; the scoring jobs hold the lock of their `rm_plugins.jobs.kept_rows.KeptRows` meanwhile.
@@ -33,7 +33,7 @@ class KeptBlocks:
 
     Args:
         folder: The folder, which only the owner creates and deletes.
-        key: The key of the run, which the owner has from `begin`. Blocks of another run are as good as not there.
+        key: The key of the run, which the owner has from `begin`. Blocks of another run are ignored.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -96,7 +96,7 @@ class KeptBlocks:
     def known(self, after: int = 0) -> dict[int, int]:
         """The complete blocks, by the number of their first row in ascending order, with their number of rows.
 
-        Of two blocks that overlap, as a process of an earlier run may leave them, only the first one counts.
+        If two blocks overlap, which a process of an earlier run may cause, only the first one counts.
 
         Args:
             after: Blocks that begin with this row or an earlier one are left out.

@@ -129,7 +129,7 @@ def own_processes(number: int, prepare: Prepare = nullcontext) -> list[CrewProce
     """So many processes of this machine, each with an accelerator of its own as far as there are enough.
 
     Args:
-        number: How many; they share the CPUs, and take turns on the accelerators where these are fewer.
+        number: How many; they share the CPUs, and the accelerators where these are fewer.
         prepare: Sets up each process.
     """
     devices = accelerators() or ("cpu",)
@@ -196,6 +196,15 @@ class Crew:
         while self._facts is None:
             self._next_answers()
         return self._facts
+
+    def await_loaded(self) -> None:
+        """Wait until every process has loaded the reward; scoring does not need it.
+
+        Raises:
+            RmPluginsError: The reward cannot be loaded.
+        """
+        while not all(process.is_loaded for process in self._processes):
+            self._next_answers()
 
     def unload(self) -> None:
         """Free what the reward holds in the processes."""
@@ -320,18 +329,14 @@ class Crew:
             raise ProcessError(
                 f"{_capital(ended)} while it loaded the reward, for the second time. If memory is short, use fewer --processes. {_RESUME}"
             )
-        doing = (
-            f" while it scored rows {first} to {last}"
-            if work is not None
-            else ""
-            if was_loaded
-            else " while it loaded the reward"
-        )
         if work is not None and (before := self._failed_on.get(first)):
             raise ProcessError(
-                f"{_capital(ended)}{doing}, as did {before} before. If memory is short, use a smaller --batch-size or fewer --processes. "
-                f"{_RESUME}"
+                f"{_capital(ended)} while it scored rows {first} to {last}, like {before} before. If memory is short, use a smaller "
+                f"--batch-size or fewer --processes. {_RESUME}"
             )
+        doing = "" if was_loaded else " while it loaded the reward"
+        if work is not None:
+            doing = f" while it scored rows {first} to {last}"
         if work is not None and lost is not None:
             self._failed_on[first] = process.name
             lost.append((work, (first, last)))

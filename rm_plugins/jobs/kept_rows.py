@@ -118,7 +118,7 @@ class KeptRows:
 
     @property
     def blocks_folder(self) -> Path:
-        """The folder beside the file in which several processes keep blocks of rows that are to be appended in order."""
+        """The folder beside the file in which several processes keep blocks of rows until these are appended in order."""
         return self.path.with_name(f"{self.path.name}.blocks")
 
     def begin_blocks(self) -> KeptBlocks:

@@ -102,6 +102,7 @@ class RowScoring:
         self._provider = provider
         self._samples = samples
         self._counts: Counter[str] = Counter()
+        self._seconds = 0.0
         if isinstance(provider, Crew):
             provider.facts.check_shared()
             self._learns = False
@@ -194,8 +195,7 @@ class RowScoring:
         begun = monotonic()
         for done in crew.score(tasks()):
             self.work.update(done.work)
-            if self.work["seconds"]:
-                self.work["seconds"] = monotonic() - begun  # those of all processes together would be more
+            self._seconds = monotonic() - begun  # those of all processes together would be more
             self._counts.update(done.counts)
             finished.add(done.first)
             count = next(len(digests) for first, digests in waiting if first == done.first)
@@ -243,12 +243,13 @@ class RowScoring:
     @property
     def throughput(self) -> str:
         """The speed of this run so far, in words; empty where the provider does not measure it."""
-        if not self.work["seconds"]:
+        seconds = self._seconds if self.work["seconds"] and self._seconds else self.work["seconds"]
+        if not seconds:
             return ""
         shares = (
             f"{self.work[name] / self.work['rows']:.0%} {word}" for name, word in _WORK.items() if word and self.work[name]
         )
-        return ", ".join([f"{self.work['tokens'] / self.work['seconds']:,.0f} tokens/s", *shares])
+        return ", ".join([f"{self.work['tokens'] / seconds:,.0f} tokens/s", *shares])
 
     def close(self) -> None:
         """Release the kept scores for other processes."""

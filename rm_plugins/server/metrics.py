@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from rm_plugins.batching.batcher import Batch
+from rm_plugins.server.replicas import ALONE, Replica
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -87,18 +89,42 @@ class Metrics:
         """Record whether this is the current reward."""
         self._model.labels(model, fingerprint).set(1 if now else 0)
 
-    def text(self) -> bytes:
-        """All metrics in the format of Prometheus, combined over all processes of the server."""
+    def text(self, replicas: Sequence[Replica] = ALONE) -> bytes:
+        """All metrics in the format of Prometheus, combined over all processes of the server.
+
+        Args:
+            replicas: The state of all processes, which the one that answers knows of the others.
+        """
         self._note_queue()
+        of_replicas = CollectorRegistry()
+        of_replicas.register(_ReplicaMetrics(replicas))
         if self._folder is None:
-            return generate_latest(self._registry)
+            return generate_latest(self._registry) + generate_latest(of_replicas)
         from prometheus_client import multiprocess
 
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry, path=self._folder)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+        return generate_latest(registry) + generate_latest(of_replicas)
 
     def _note_queue(self) -> None:
         items, size = self._waiting()
         self._queue_items.set(items)
         self._queue_characters.set(size)
+
+
+class _ReplicaMetrics:
+    """Metrics of each replica, from what all of them share; those of a process that ended would be gone."""
+
+    def __init__(self, replicas: Sequence[Replica]) -> None:
+        self._replicas = replicas
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ("replica", "device")
+        serving = GaugeMetricFamily(
+            "rm_plugins_replica_serving", "1 if a replica serves, 0 while it is started.", labels=labels
+        )
+        restarts = CounterMetricFamily("rm_plugins_replica_restarts", "How often a replica was replaced.", labels=labels)
+        for one in self._replicas:
+            serving.add_metric([str(one.number), one.device], float(one.state == "serving"))
+            restarts.add_metric([str(one.number), one.device], one.restarts)
+        yield from (serving, restarts)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from rm_plugins.server.metrics import CONTENT_TYPE
+from rm_plugins.server.replicas import State
 from rm_plugins.server.service import Service
 
 router = APIRouter(tags=["probes"])
@@ -20,23 +21,34 @@ class Workers(BaseModel):
     serving: int
 
 
+class ReplicaHealth(BaseModel):
+    """A process of the server."""
+
+    device: str = Field(description="The device that was chosen with --devices; auto where none was.")
+    state: State = Field(description="Starting until it serves, restarting while the process of its reward is started again.")
+    restarts: int = Field(description="How often the process was replaced.")
+
+
 class Health(BaseModel):
     """The health of the server."""
 
     status: Literal["alive", "degraded"] = Field(description="Degraded while a process or the reward is being restarted.")
     reward: Literal["loaded", "starting"] = Field(description="Whether the answering process has a reward that can score.")
     workers: Workers
+    replicas: list[ReplicaHealth]
 
 
 @router.get("/health")
 async def health(request: Request) -> Health:
     """The health of the process and of its reward; 200 as long as the process is alive."""
-    wanted, serving = request.app.state.workers()
+    replicas = request.app.state.replicas()
+    wanted, serving = len(replicas), sum(one.state == "serving" for one in replicas)
     is_loaded = request.app.state.service.reward.is_alive
     return Health(
         status="alive" if is_loaded and wanted == serving else "degraded",
         reward="loaded" if is_loaded else "starting",
         workers=Workers(wanted=wanted, serving=serving),
+        replicas=[ReplicaHealth(device=one.device, state=one.state, restarts=one.restarts) for one in replicas],
     )
 
 
@@ -61,4 +73,4 @@ async def ready(request: Request, response: Response) -> dict[str, str]:
 async def metrics(request: Request) -> Response:
     """Metrics in the format of Prometheus."""
     service: Service = request.app.state.service
-    return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+    return Response(service.metrics.text(request.app.state.replicas()), media_type=CONTENT_TYPE)

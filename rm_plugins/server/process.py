@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from types import FrameType
@@ -20,11 +20,13 @@ from typing import Any, Literal
 import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
 
+from rm_plugins.devices import environment, environment_of
 from rm_plugins.errors import ModelError, RmPluginsError
 from rm_plugins.server.agreement import Agreement
 from rm_plugins.server.app import create_app
 from rm_plugins.server.connections import Connections
 from rm_plugins.server.dialects.dialect import Problem
+from rm_plugins.server.replicas import ALONE, AUTO, Replica, Replicas, State
 from rm_plugins.server.request_log import configure_logging
 from rm_plugins.server.reward_process import Hosting, RewardProcess, end_all, pauses
 from rm_plugins.server.service import Service
@@ -52,12 +54,14 @@ class Serving:
         settings: The settings of the server.
         url: The URL for log messages.
         log_format: The format of log lines.
+        devices: The device of each process; none where they were not chosen.
     """
 
     spec: str
     settings: Settings
     url: str
     log_format: Literal["json", "text"] = "text"
+    devices: tuple[str, ...] = ()
 
 
 def serve(
@@ -65,8 +69,8 @@ def serve(
     listening: socket.socket,
     *,
     supervised: bool = False,
-    started: Callable[[], None] = lambda: None,
-    workers: Callable[[], tuple[int, int]] = lambda: (1, 1),
+    becomes: Callable[[State], None] = lambda state: None,
+    replicas: Callable[[], Sequence[Replica]] = lambda: ALONE,
     agreement: Agreement | None = None,
 ) -> bool:
     """Load the reward and serve it until a signal arrives.
@@ -78,8 +82,8 @@ def serve(
         serving: The configuration.
         listening: A bound socket.
         supervised: Whether `supervise` started this process.
-        started: Called when the server accepts requests.
-        workers: Returns how many processes should serve, and how many do.
+        becomes: Called with the state of this process when the server accepts requests, and later when it may have changed.
+        replicas: Returns the state of all processes of the server.
         agreement: The agreement with other processes of the server.
 
     Returns:
@@ -94,7 +98,7 @@ def serve(
     settings = serving.settings
     reward = RewardProcess(serving.spec, Hosting(settings.threads, settings.max_score_seconds, serving.log_format))
     reload_all = (lambda: os.kill(parent, signal.SIGHUP)) if supervised else None
-    app = create_app(reward, settings, reload_all=reload_all, workers=workers)
+    app = create_app(reward, settings, reload_all=reload_all, replicas=replicas)
     if agreement is not None:
         try:
             _join(agreement, reward.fingerprint)
@@ -113,7 +117,7 @@ def serve(
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
     )
-    server = _Server(config, app.state.service, serving.url, parent if supervised else None, early_reloads, started)
+    server = _Server(config, app.state.service, serving.url, parent if supervised else None, early_reloads, becomes)
     try:
         server.run(sockets=[listening])
     finally:
@@ -142,7 +146,7 @@ class _Server(uvicorn.Server):
         url: str,
         parent: int | None,
         early_reloads: list[int],
-        started: Callable[[], None],
+        becomes: Callable[[State], None],
     ) -> None:
         super().__init__(config)
         self.finished = True
@@ -150,7 +154,7 @@ class _Server(uvicorn.Server):
         self._url = url
         self._parent = parent
         self._early_reloads = early_reloads
-        self._report_started = started
+        self._becomes = becomes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
@@ -159,7 +163,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         self._loop = asyncio.get_running_loop()
         self._loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
-        self._report_started()
+        self._becomes("serving")
         if self._early_reloads:
             self._begin(self._reload)
         logger.info(
@@ -189,6 +193,7 @@ class _Server(uvicorn.Server):
         if self._parent is not None and os.getppid() != self._parent and not self._is_stopping:
             logger.error("The parent process has ended; stopping")
             self.handle_exit(signal.SIGTERM, None)
+        self._becomes("serving" if self._service.reward.is_alive else "restarting")
         return await super().on_tick(counter)
 
     def _begin(self, work: Callable[[], Any]) -> None:
@@ -217,10 +222,10 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
         Whether all processes started, and answered all accepted requests before they ended.
     """
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    # Without a lock, because a process that is killed while it holds one never releases it; writing a byte is atomic.
-    serves: Any = context.Array("b", number, lock=False)
+    replicas = Replicas(context, number, serving.devices)
     agreement = Agreement(context)
-    workers = [_Worker(context, place, (serving, listening, agreement, serves)) for place in range(number)]
+    variables = [environment_of(device, number) for device in serving.devices] or [{}] * number
+    workers = [_Worker(context, place, (serving, listening, agreement), replicas, variables[place]) for place in range(number)]
     ends_at = math.inf
 
     def send(signal_number: int) -> None:
@@ -258,7 +263,7 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
                 continue
             if ends_at < math.inf:
                 succeeded = succeeded and code == 0
-            elif code == _COULD_NOT_START and not any(serves) and not any(one.has_served for one in workers):
+            elif code == _COULD_NOT_START and not any(one.has_served for one in workers):
                 succeeded = False
                 stop()
             else:
@@ -268,13 +273,16 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
 class _Worker:
     """One of the processes of the server, and its restarts."""
 
-    def __init__(self, context: Any, place: int, arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self, context: Any, place: int, arguments: tuple[Any, ...], replicas: Replicas, variables: Mapping[str, str]
+    ) -> None:
         self.process: Any = None
-        self.has_served = False
         self._context = context
         self._place = place
         self._arguments = arguments
-        self._serves = arguments[-1]
+        self._replicas = replicas
+        self._variables = variables
+        self._has_served = False
         self._pauses = pauses()
         self._starts_at = 0.0
 
@@ -283,9 +291,16 @@ class _Worker:
         """Whether the process must be started now."""
         return self.process is None and time.monotonic() >= self._starts_at
 
+    @property
+    def has_served(self) -> bool:
+        """Whether the process, or one that it replaced, has come to serve."""
+        return self._has_served or self._replicas.has_started(self._place)
+
     def start(self) -> None:
-        process = self._context.Process(target=_work, args=(self._place, *self._arguments))
-        process.start()
+        process = self._context.Process(target=_work, args=(self._place, *self._arguments, self._replicas))
+        self._replicas.starts(self._place)
+        with environment(self._variables):
+            process.start()
         self.process = process
 
     def send(self, signal_number: int) -> None:
@@ -298,10 +313,10 @@ class _Worker:
             return None
         code: int = self.process.exitcode
         mark_process_dead(self.process.pid)  # type: ignore[no-untyped-call]  # drop its gauges
-        if self._serves[self._place]:
-            self.has_served = True
+        if self._replicas.has_started(self._place):
+            self._has_served = True
             self._pauses = pauses()
-            self._serves[self._place] = 0
+            self._replicas.becomes(self._place, "starting")
         self._number, self.process = self.process.pid, None
         return code
 
@@ -309,22 +324,23 @@ class _Worker:
         """Replace a process that ended, after a pause that grows with each attempt that does not get to serve."""
         pause = next(self._pauses)
         self._starts_at = time.monotonic() + pause
-        logger.error("The process %d ended with exit status %d; it is replaced in %g s", self._number, code, pause)
+        device = self._replicas.device(self._place)
+        name = f"The process {self._number}" + ("" if device == AUTO else f" (replica {self._place} on {device})")
+        logger.error("%s ended with exit status %d; it is replaced in %g s", name, code, pause)
 
 
-def _work(place: int, serving: Serving, listening: socket.socket, agreement: Agreement, serves: Any) -> None:
+def _work(place: int, serving: Serving, listening: socket.socket, agreement: Agreement, replicas: Replicas) -> None:
     configure_logging(serving.log_format)
-
-    def started() -> None:
-        serves[place] = 1
-
+    device = replicas.device(place)
+    if device != AUTO:
+        logger.info("Replica %d of %d loads the reward for %s", place, len(replicas()), device)
     try:
         finished = serve(
             serving,
             listening,
             supervised=True,
-            started=started,
-            workers=lambda: (len(serves), sum(serves)),
+            becomes=lambda state: replicas.becomes(place, state),
+            replicas=replicas,
             agreement=agreement,
         )
     except RmPluginsError as error:

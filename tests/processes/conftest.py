@@ -26,7 +26,7 @@ from pathlib import Path
 
 
 def length(samples):
-    """The completion's length; files ``kill-*.json`` say who is to be killed, and when."""
+    """The completion's length; files ``kill-*.json`` name the process to kill."""
     for file in sorted(Path().glob("kill-*.json")):
         try:
             os.rename(file, f"met-{file.name}")  # one process takes it
@@ -96,7 +96,7 @@ class Program:
         (self.folder / f"kill-{number}.json").write_text(json.dumps({"who": who, "seconds": seconds}))
 
     def kills(self) -> int:
-        """How often somebody was to be killed, since this was asked last."""
+        """How many kills have begun since the last call."""
         met = list(self.folder.glob("met-*"))
         for file in met:
             file.unlink()
@@ -106,7 +106,7 @@ class Program:
         from rm_plugins.cli import main
 
         os.setpgid(0, 0)  # as a shell does for a command, so that Ctrl-C reaches all of its processes
-        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # not those that pytest captures
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w") for number in (1, 2))  # not pytest's
         logging.getLogger().handlers.clear()
         os.chdir(self.folder)
         os.environ.update({"XDG_CACHE_HOME": str(self.folder / "cache"), "COLUMNS": "500", **environment})

@@ -1,4 +1,4 @@
-"""Blocks of rows: the same division whoever divides, and files of which none is half-written."""
+"""Blocks of rows: every process divides rows into the same ones, and no file of a block is half-written."""
 
 from __future__ import annotations
 

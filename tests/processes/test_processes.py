@@ -1,4 +1,4 @@
-"""Several processes write what one writes, whichever of them is killed."""
+"""Several processes write what one writes, also if any of them is killed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_process_that_ends_is_named_and_another_does_its_work(program: Program
 
 def test_a_block_that_ends_two_processes_ends_the_job_which_can_be_resumed(program: Program) -> None:
     assert program("score", "rules:deadly", "in.jsonl", "-o", "out.jsonl", *BATCH, *TWO) == 1
-    assert "ended with signal 9 (SIGKILL) while it scored rows 9 to 12, as did process " in program.said
+    assert "ended with signal 9 (SIGKILL) while it scored rows 9 to 12, like process " in program.said
     assert "Run the same command again to resume: what is scored is kept." in program.said
     rules = (program.folder / "rules.py").read_text()
     assert program("score", "rules:deadly", "in.jsonl", "-o", "out.jsonl", *BATCH, *TWO) == 1

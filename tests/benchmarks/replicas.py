@@ -1,0 +1,135 @@
+"""How much two replicas of one thread each do beside one of one thread: served by one port, and scoring a file.
+
+Run it with ``python -m tests.benchmarks.replicas``; it prints a table. It needs two idle cores, and the data that the tests use. With
+``--small`` it shows in seconds that it runs, not how fast anything is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+# Before torch starts its threads: one a replica is what is compared.
+os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+
+import httpx2
+
+import rm_plugins as rm
+from rm_plugins.jobs.crew import Crew, own_processes
+from rm_plugins.jobs.scored_rows import RowScoring, RowSource, loaded_reward
+from rm_plugins.wire import sample_to_json
+from tests.benchmarks.serving import DATA, ROOT, bodies_of, closed_loop, groups
+from tests.benchmarks.texts import Texts
+
+MODULE = "tests.benchmarks.replicas"
+TARGET = 1.8
+TOLERANCE = 1e-4
+
+
+@contextmanager
+def server(folder: Path, devices: str) -> Iterator[str]:
+    """The URL of a server whose replicas all serve."""
+    command = [sys.executable, "-m", "rm_plugins", "serve", str(folder), "--port", "0", "--devices", devices]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "integrations")])
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        url = ""
+        for line in process.stderr:
+            if (told := re.search(r"Serving .* at (http://[\d.:]+)", line)) is not None:
+                url = told[1]
+                if _all_serve(url, len(devices.split(","))):
+                    break
+        if not url:
+            raise SystemExit("The server has ended; see above.")
+        yield url
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def _all_serve(url: str, number: int) -> bool:
+    workers = httpx2.get(f"{url}/health", timeout=30).json()["workers"]
+    return bool(workers == {"wanted": number, "serving": number})
+
+
+def served(url: str, bodies: Sequence[bytes], clients: int, expected: Sequence[float]) -> float:
+    """Samples per second that clients are answered."""
+    load = asyncio.run(closed_loop(url, bodies, clients))
+    difference = max(abs(value - expected[number]) for number, value in load.values.items())
+    if set(load.statuses) != {200} or not difference <= TOLERANCE:
+        raise SystemExit(f"The server answered {load.statuses}, and its rewards differ by {difference:.1e}.")
+    return len(load.values) / load.seconds
+
+
+def scored(spec: str, source: RowSource, part: Path, crew: Crew | None) -> tuple[float, list[list[float | None]]]:
+    """Rows per second that are scored and kept, once every process has loaded the reward; and the scores."""
+    provider, identity = loaded_reward(spec, crew)
+    if crew is not None:
+        crew.await_loaded()
+    job = RowScoring(provider, source, part, {"fingerprint": identity})
+    started = time.perf_counter()
+    rows = list(job.run(64))
+    seconds = time.perf_counter() - started
+    job.discard()
+    return len(rows) / seconds, [row.scores for row in rows]
+
+
+def main() -> None:
+    """Measure in rounds, and print the table."""
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
+    parser.add_argument("--samples", type=int, default=1_600, help="samples scored in each round (default: 1600)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--clients", type=int, default=32, help="clients of the server (default: 32)")
+    parser.add_argument("--small", action="store_true", help="show that it runs")
+    options = parser.parse_args()
+    samples_number, rounds = (64, 1) if options.small else (options.samples, options.rounds)
+    with tempfile.TemporaryDirectory(prefix="replicas-") as scratch, ExitStack() as stack:
+        folder = Path(scratch) / "reward"
+        samples = groups(folder, Texts(DATA), samples_number)
+        rows = Path(scratch) / "rows.jsonl"
+        rows.write_text("".join(json.dumps(sample_to_json(sample)) + "\n" for sample in samples), encoding="utf-8")
+        source = RowSource.of(str(rows), "train")
+        expected: Any = rm.load(folder).score(samples).values
+        crew = stack.enter_context(Crew(own_processes(2)))
+        rates: dict[str, list[float]] = {"served, one": [], "served, two": [], "scored, one": [], "scored, two": []}
+        urls = {"served, one": stack.enter_context(server(folder, "cpu"))}
+        urls["served, two"] = stack.enter_context(server(folder, "cpu,cpu"))
+        for _ in range(rounds):
+            for name, url in urls.items():
+                rates[name].append(served(url, bodies_of(samples), options.clients, expected))
+            one, scores = scored(str(folder), source, Path(scratch) / "one.part", None)
+            two, others = scored(str(folder), source, Path(scratch) / "two.part", crew)
+            if scores != others:
+                raise SystemExit("Two processes have given other scores than one.")
+            rates["scored, one"].append(one)
+            rates["scored, two"].append(two)
+    print_table(rates)
+
+
+def print_table(rates: dict[str, list[float]]) -> None:
+    """Print the medians, and whether the target is met."""
+    print("| | one replica | two replicas | ratio |\n|---|---|---|---|")
+    for what in ("served", "scored"):
+        one, two = rates[f"{what}, one"], rates[f"{what}, two"]
+        ratio = statistics.median(second / first for first, second in zip(one, two, strict=True))
+        verdict = "met" if ratio >= TARGET else "missed"
+        print(
+            f"| {what} | {statistics.median(one):.0f}/s | {statistics.median(two):.0f}/s | {ratio:.2f} ({TARGET} is {verdict}) |"
+        )
+
+
+if __name__ == "__main__":
+    main()

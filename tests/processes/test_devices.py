@@ -1,0 +1,114 @@
+"""A process is given a device of its own, and a server has a replica on each."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from click.testing import CliRunner
+
+from rm_plugins import devices
+from rm_plugins.cli import main
+from rm_plugins.devices import chosen_devices, environment, environment_of
+from rm_plugins.errors import SpecError
+from tests.server.test_serve_command import Start, score, start
+
+__all__ = ["start"]
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "accelerators", lambda: tuple(f"cuda:{index}" for index in range(4)))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+@pytest.mark.usefixtures("four_gpus")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("all", ("cuda:0", "cuda:1", "cuda:2", "cuda:3")),
+        ("0, 2", ("cuda:0", "cuda:2")),
+        ("cuda:1,cpu,cpu", ("cuda:1", "cpu", "cpu")),
+        ("cuda", ("cuda:0",)),
+        ("0,0", ("cuda:0", "cuda:0")),
+    ],
+)
+def test_devices_are_named_in_several_ways(text: str, expected: tuple[str, ...]) -> None:
+    assert chosen_devices(text) == expected
+
+
+@pytest.mark.usefixtures("four_gpus")
+@pytest.mark.parametrize("text", ["4", "cuda:0,tpu", "", "0,,1", "all,0"])
+def test_a_device_that_is_not_there_is_named(text: str) -> None:
+    with pytest.raises(SpecError, match=r"--devices names '.*', which this machine does not have\. There are cpu, cuda:0, "):
+        chosen_devices(text)
+
+
+def test_all_accelerators_of_a_machine_without_any_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "accelerators", lambda: ())
+    with pytest.raises(SpecError, match=r"torch sees none on this machine\. --devices cpu,cpu starts two processes on CPUs"):
+        chosen_devices("all")
+    assert chosen_devices("cpu,cpu") == ("cpu", "cpu")
+    assert environment_of("cpu", 2).keys() <= {"OMP_NUM_THREADS"}
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_a_process_sees_its_device_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.version.hip", None)
+    threads = str(max(1, len(os.sched_getaffinity(0)) // 4))
+    assert environment_of("cuda:2", 4) == {"OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": "2"}
+    assert environment_of("cpu", 4) == {"OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": "-1"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-6,7")
+    assert environment_of("cuda:2", 4) == {"CUDA_VISIBLE_DEVICES": "GPU-6"}
+    monkeypatch.setattr("torch.version.hip", "6.2")
+    assert environment_of("cuda:1", 4) == {"HIP_VISIBLE_DEVICES": "1"}
+
+
+def test_an_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RM_ONE", "1")
+    with environment({"RM_ONE": "2", "RM_TWO": "2"}):
+        assert (os.environ["RM_ONE"], os.environ["RM_TWO"]) == ("2", "2")
+    assert os.environ["RM_ONE"] == "1"
+    assert "RM_TWO" not in os.environ
+
+
+# --- A server -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_has_a_replica_on_each_device_and_reports_it(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "reward.yaml").write_text("{provider: constant, value: 1.0}", encoding="utf-8")
+    process = start("reward.yaml", "--devices", "cpu,cpu")
+    process.said("^Serving ", times=2)
+    assert sorted(process.said("^Replica "))[0] == "Replica 0 of 2 loads the reward for cpu"
+    with httpx2.Client(base_url=process.url, timeout=20, headers={"Connection": "close"}) as client:
+
+        def replicas() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = client.get("/health").json()["replicas"]
+            return found
+
+        assert replicas() == [{"device": "cpu", "state": "serving", "restarts": 0}] * 2
+        metrics = client.get("/metrics").text
+        assert 'rm_plugins_replica_serving{device="cpu",replica="1"} 1.0' in metrics
+        assert 'rm_plugins_replica_restarts_total{device="cpu",replica="1"} 0.0' in metrics
+        os.kill(process.workers()[1], signal.SIGKILL)
+        assert "(replica 1 on cpu) ended with exit status -9; it is replaced in 1 s" in process.said("is replaced in")[0]
+        assert replicas()[1]["state"] == "starting"
+        assert client.get("/health").json()["status"] == "degraded"
+        assert 'rm_plugins_replica_serving{device="cpu",replica="1"} 0.0' in client.get("/metrics").text
+        assert score(client, "x").status_code == 200
+        process.said("^Serving ", times=3)
+        assert replicas()[1] == {"device": "cpu", "state": "serving", "restarts": 1}
+    process.send(signal.SIGTERM)
+    assert process.ended() == 0
+
+
+def test_devices_and_workers_are_not_given_together(tmp_path: Path) -> None:
+    told = CliRunner().invoke(main, ["serve", "reward.yaml", "--devices", "cpu,cpu", "--workers", "2"])
+    assert told.exit_code == 2
+    assert "--devices starts a process per device, so leave out --workers." in told.output
