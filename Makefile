@@ -25,7 +25,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-oldest test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-serving bench-sharded bench-training bench-replicas clean gpu-wheels bench-plan
+.PHONY: help demo test test-oldest test-trl-own test-peers lint kills kills-ray docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-ray bench-serving bench-sharded bench-training bench-replicas clean gpu-wheels bench-plan
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -64,6 +64,9 @@ lint: $(VENV)/dev.stamp  ## Check style, types and which module may import which
 kills: $(VENV)/dev.stamp  ## Kill every command a hundred times at random moments, about half an hour, and compare what it wrote in the end.
 	$(BIN)/python -m tests.kills --count 100
 
+kills-ray: $(VENV)/dev.stamp $(RAY_WORLD).stamp  ## Kill actors, nodes and drivers of score --engine ray twenty times at random moments, and compare what it wrote.
+	PYTHONPATH=$(CURDIR)/$(RAY_WORLD) $(BIN)/python -m tests.ray_kills --count 20
+
 docs: $(VENV)/docs.stamp  ## Build the documentation into docs/_build/html/, and check every link inside it.
 	$(BIN)/sphinx-build --quiet --fail-on-warning docs docs/_build/html
 	$(BIN)/python docs/_site/internal_links.py docs/_build/html
@@ -95,6 +98,9 @@ bench-serving: $(VENV)/bench.stamp  ## Measure how fast a served reward is and w
 
 bench-replicas: $(VENV)/dev.stamp  ## Measure how much two replicas on two cores serve and score beside one.
 	$(BIN)/python -m tests.benchmarks.replicas
+
+bench-ray: $(VENV)/models.stamp $(RAY_WORLD).stamp  ## Measure scoring 100,000 rows with two actors of Ray Data beside one process, half an hour.
+	PYTHONPATH=$(CURDIR)/$(RAY_WORLD) $(BIN)/python -m tests.benchmarks.ray_data
 
 bench-gpu: $(VENV)/dev.stamp  ## Measure scoring, training and serving on a GPU in eight minutes, and write their section of docs/benchmarks.md.
 	$(BIN)/python -m tests.benchmarks.gpu

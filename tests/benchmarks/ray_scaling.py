@@ -21,10 +21,10 @@ class Constants:
     block_rows: float = 4_096
     plan_rate: float = 500e6  # bytes that one CPU divides into blocks per second
     planners: float = 64  # CPUs that divide files
-    worker_row_seconds: float = 80e-6  # per row of a block: reading, digests and writing, one CPU
-    finish_row_seconds: float = 60e-6  # per row: reading it again, and writing the output, one CPU
+    worker_row_seconds: float = 25e-6  # per row of a block: reading, digests and writing, one CPU
+    finish_row_seconds: float = 30e-6  # per row: reading it again, and writing the output, one CPU
     finishers: float = 64  # CPUs that write files; 1 where the output is one file
-    block_seconds: float = 0.02  # Ray and the fsync of a block
+    block_seconds: float = 0.05  # Ray and the fsync of a block
     driver_block_seconds: float = 0.005  # what the driver does per block, one at a time
     start_seconds: float = 90  # until the actors have loaded the model
     mtbf_hours: float = 2_000  # hours between failures of one GPU's node
@@ -52,7 +52,7 @@ def estimate(c: Constants) -> Estimate:
     """The stages of a run.
 
     >>> round(estimate(Constants(rows=1e6, gpus=1, planners=1, finishers=1)).score)
-    1085
+    1041
     """
     blocks = math.ceil(c.rows / c.block_rows)
     of_block = c.block_rows * (1 / c.row_rate + c.worker_row_seconds) + c.block_seconds

@@ -18,13 +18,18 @@ import httpx2
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 
 import rm_plugins as rm
+from rm_plugins.cli import main
+from rm_plugins.data.row_files import read_rows, write_rows
+from tests.benchmarks.ray_scaling import Constants, table
 from tests.conftest import MakeFolder
 from tests.servers import free_port
 
 PAGE = (Path(__file__).parents[2] / "docs" / "ray.md").read_text(encoding="utf-8")
-SERVING, _, ACTORS = PAGE.partition("## Rewards in other Ray jobs")
+SERVING, _, REST = PAGE.partition("## Rewards in other Ray jobs")
+ACTORS, _, DATA_SETS = REST.partition("## Scoring data sets")
 SAMPLES = [rm.Sample("2+2?", "4"), rm.Sample("2+2?", "5")]
 
 
@@ -115,6 +120,28 @@ def test_the_code_for_actors_works(cluster: Any, folder: Path, monkeypatch: pyte
     (spec,) = blocks(ACTORS, "yaml")
     np.testing.assert_allclose(rm.load(yaml.safe_load(spec)).score(SAMPLES).values, expected, atol=1e-4)
     ray.kill(ray.get_actor("reward", namespace="rewards"))
+
+
+def test_the_command_and_the_code_for_data_sets_work(cluster: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rm_plugins_ray.data_engine import quiet_data_context
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    write_rows([{"prompt": sample.prompt, "completion": sample.completion} for sample in SAMPLES], folder / "completions.jsonl")
+    expected = rm.load("helpful.yaml").score(SAMPLES).values
+    (command,) = [line.removeprefix("$ ") for line in "".join(blocks(DATA_SETS, "console")).splitlines()]
+    told = CliRunner().invoke(main, shlex.split(command)[1:], catch_exceptions=False)
+    assert told.exit_code == 0, told.output
+    np.testing.assert_allclose([row["score"] for row in read_rows("on-ray.jsonl")], expected, atol=1e-4)
+    found: dict[str, Any] = {}
+    (code,) = blocks(DATA_SETS, "python")
+    with quiet_data_context():
+        exec(compile(code, "docs/ray.md", "exec"), found)
+        np.testing.assert_allclose([row["score"] for row in found["scored"].take_all()], expected, atol=1e-4)
+
+
+def test_the_table_of_scaling_is_what_the_program_prints() -> None:
+    assert table(Constants()) in DATA_SETS
 
 
 def test_every_argument_is_on_the_page() -> None:
