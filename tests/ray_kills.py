@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class Campaign:
     def run(self, number: int, most: int) -> str | None:
         """One run to its end, with at most so many kills; says what is wrong with its result."""
         pids, out = self.folder / "pids", self.folder / f"out-{number}.jsonl"
-        self.node = self.node or self.cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+        self.node = self.node or self._new_node()
         for path in pids.iterdir():
             path.unlink()
         driver = self._driver(out)
@@ -79,6 +80,12 @@ class Campaign:
             return "the result differs from that of an undisturbed run"
         left = [path.name for path in self.folder.iterdir() if out.name in path.name and path != out]
         return f"it left {', '.join(left)}" if left else None
+
+    def _new_node(self) -> Any:
+        for _ in range(5):
+            with suppress(Exception):  # Ray gives up on a node that a busy machine starts slowly
+                return self.cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+        raise SystemExit("No node starts on this machine.")
 
     def _soon(self, seconds: float) -> float:
         return time.monotonic() + self.moments.uniform(0, seconds)
@@ -100,7 +107,7 @@ class Campaign:
             kill(self.moments.choice(sorted(scoring)))
         elif victim == "node":
             self.cluster.remove_node(self.node, allow_graceful=False)
-            self.node = self.cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+            self.node = self._new_node()
         else:
             driver.kill()
             driver.wait()
@@ -138,6 +145,8 @@ def main() -> int:
                 runs += 1
                 if problem := campaign.run(runs, options.count):
                     wrong.append(f"run {runs}: {problem}")
+                print(f"run {runs}: {dict(campaign.kills)}, {campaign.starts} starts, {len(wrong)} wrong", flush=True)
+                if problem:
                     print((folder / "driver.log").read_text(errors="replace")[-3000:], file=sys.stderr)
         finally:
             cluster.shutdown()

@@ -93,8 +93,8 @@ class CarriedReward:
             mine = fingerprint(provider)
         except Exception as error:  # a missing folder, a module that only the driver has, a package that is older
             raise ModelError(
-                f"The reward {self.label!r} cannot be loaded on the node {here}: {error} Put the files and modules that its spec names "
-                "under the same path on every node, such as on a shared file system, or ship modules with Ray's runtime_env."
+                f"The reward {self.label!r} cannot be loaded on the node {here}: {error} Every node needs the "
+                "files and modules that its spec names. Put files on shared storage, and ship modules with Ray's runtime_env."
             ) from error
         if mine != self.fingerprint:
             raise ModelError(

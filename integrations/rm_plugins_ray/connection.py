@@ -11,11 +11,11 @@ from rm_plugins_ray.carried_reward import check_versions
 from rm_plugins_ray.connecting import connected_ray
 
 _ASKED = 60.0
-"""Seconds that a node may take to start a process that says which packages it has."""
+"""Seconds that a node may take to answer with its versions."""
 
 
 def check_installed() -> None:
-    """Refuse to go on without Ray.
+    """Check that Ray is installed.
 
     Raises:
         MissingDependencyError: Ray is not installed; the message says how to install it.

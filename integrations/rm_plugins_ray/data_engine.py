@@ -72,7 +72,7 @@ class RayDataEngine(JobEngine):
         return ScoringSummary(job.join() or written, counts, _speed(work))
 
     def _blocks(self, missing: list[FileBlock], blocks: BlockScoring, reward: CarriedReward) -> Iterator[ScoredBlock]:
-        """What has become of each block, in the order in which they are done."""
+        """The scored blocks, in the order in which they are done."""
         import ray.data
 
         resources = actor_resources(reward.has_models)
@@ -226,18 +226,18 @@ def ray_errors() -> Iterator[None]:
     except (ObjectStoreFullError, OutOfDiskError) as error:
         raise OutputError(
             f"Ray's object store is full: {_first_line(error)} Free memory or disk on the node, or start it with a larger "
-            "--object-store-memory. What is scored is kept; run the same command again to resume."
+            "--object-store-memory. Scored rows are kept; run the same command again to resume."
         ) from error
     except OutOfMemoryError as error:
         raise ProcessError(
-            f"A node ran out of memory: {_first_line(error)} Use fewer --workers or a smaller --batch-size. What is scored is kept; "
+            f"A node ran out of memory: {_first_line(error)} Use fewer --workers or a smaller --batch-size. Scored rows are kept; "
             "run the same command again to resume."
         ) from error
     except RayError as error:
         if (ours := _of_ours(error)) is not None:
             raise ours from error
         raise ProcessError(
-            f"The Ray cluster failed: {_first_line(error)} See `ray status` and the cluster's logs. What is scored is kept; run the same "
+            f"The Ray cluster failed: {_first_line(error)} See `ray status` and the cluster's logs. Scored rows are kept; run the same "
             "command again to resume."
         ) from error
 

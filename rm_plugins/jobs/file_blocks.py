@@ -204,7 +204,7 @@ class FileScoring:
     """What the driver of a job does: it checks, tells workers what to do, and joins what they have written.
 
     Args:
-        request: What to score. Where the output is a folder, so is the source, and each file of the source gives one of the output.
+        request: What to score. If the output is a folder, the source must be one too, and each of its files gives one file of the output.
         fingerprint: That of the reward.
         compares: Whether a sample's score depends on the others of its prompt.
         block_rows: Rows of a block.
@@ -322,7 +322,7 @@ def files_of(request: ScoringRequest) -> list[Path]:
     """The files of the source.
 
     Raises:
-        DataError: It is standard input or a dataset, or a folder is to be written for a single file.
+        DataError: It is standard input or a dataset, or the output is a folder and the source a single file.
         OutputError: Two files would have the same name in the folder of the output.
     """
     files = source_files(request.source, request.split)

@@ -1,4 +1,4 @@
-"""``rm-plugins score --engine ray`` writes what ``rm-plugins score`` writes, whatever is killed meanwhile."""
+"""``rm-plugins score --engine ray`` writes what ``rm-plugins score`` writes, also if actors, nodes and the driver are killed."""
 
 from __future__ import annotations
 
