@@ -121,7 +121,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=20, help="kills; 20 by default")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**32, help="of victims and moments")
     options = parser.parse_args()
-    os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", RAY_USAGE_STATS_ENABLED="0")
+    os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", RAY_USAGE_STATS_ENABLED="0", RAY_raylet_start_wait_time_s="120")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "integrations"), os.environ.get("PYTHONPATH", "")])
     print(f"Killing with the seed {options.seed}.", flush=True)
     from ray.cluster_utils import Cluster

@@ -181,6 +181,21 @@ class TestRefusals:
         job.close()
 
 
+def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.jsonl", "b.parquet", "c.json"):
+        write_rows(rows(6), tmp_path / "in" / name)
+    job = begun(tmp_path / "in", tmp_path / "out")
+    for block in planned(job):
+        job.blocks.score(REWARD, block)
+    assert [job.blocks.finish(number) for number in range(3)] == [6, 6, 6]
+    assert not (tmp_path / "out").exists()
+    job.join()
+    job.close()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jsonl", "b.parquet", "c.json.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
 def test_failures_keep_their_reason_in_the_row(tmp_path: Path) -> None:
     write_rows(rows(5), tmp_path / "in.jsonl")
     job = begun(tmp_path / "in.jsonl", tmp_path / "out.jsonl")

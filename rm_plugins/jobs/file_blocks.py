@@ -169,7 +169,11 @@ class BlockScoring:
             DataError: As `rows`.
             OutputError: The file cannot be written.
         """
-        return write_rows(self.rows(number), self.folder / _FINISHED / self.names[number])
+        return write_rows(self.rows(number), self.finished(number))
+
+    def finished(self, number: int) -> Path:
+        """Where `finish` writes: a folder per file, as a machine does not see the locks of others on temporary files."""
+        return self.folder / _FINISHED / f"{number:06d}" / self.names[number]
 
     def _checked(
         self, rows: RowRange, known: Sequence[Mapping[str, Any]]
@@ -264,9 +268,9 @@ class FileScoring:
         rows = 0
         if self.is_folder:
             with replacing_folder(self.out) as folder:
-                for name in self.blocks.names:
+                for number, name in enumerate(self.blocks.names):
                     with output_errors(self.out):
-                        (self.folder / _FINISHED / name).rename(folder / name)
+                        self.blocks.finished(number).rename(folder / name)
         else:
             rows = write_rows((row for number in range(len(self.files)) for row in self.blocks.rows(number)), self.out)
         KeptBlocks(self.folder, self.blocks.key).discard()
