@@ -40,24 +40,23 @@ TOLERANCE = 1e-4
 
 @contextmanager
 def server(folder: Path, devices: str) -> Iterator[str]:
-    """The URL of a server whose replicas all serve."""
+    """The URL of a server whose replicas all serve; its log is beside the reward."""
     command = [sys.executable, "-m", "rm_plugins", "serve", str(folder), "--port", "0", "--devices", devices]
     path = os.pathsep.join([str(ROOT), str(ROOT / "integrations")])
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
+    log = folder.with_name(f"{devices}.log")
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=file)
     try:
-        url = ""
-        for line in process.stderr:
-            if (told := re.search(r"Serving .* at (http://[\d.:]+)", line)) is not None:
-                url = told[1]
-                if _all_serve(url, len(devices.split(","))):
-                    break
-        if not url:
-            raise SystemExit("The server has ended; see above.")
-        yield url
+        while (told := re.search(r"Serving .* at (http://[\d.:]+)", log.read_text())) is None or not _all_serve(
+            told[1], len(devices.split(","))
+        ):
+            if process.poll() is not None:
+                raise SystemExit(f"The server has ended:\n{log.read_text()}")
+            time.sleep(0.1)
+        yield told[1]
     finally:
         process.terminate()
-        process.communicate()
+        process.wait()
 
 
 def _all_serve(url: str, number: int) -> bool:
