@@ -7,6 +7,8 @@ OLDER_TRL := 1.12.0
 TORCHAO := 0.18.0
 # Sharded trainings run with it on CPU processes. What it declares to need would be torch and tools to compile its kernels.
 DEEPSPEED := 0.19.8
+# The tests of rm_plugins_ray run with it.
+RAY := 2.60.0
 
 # Engines other than TRL, and the little that their dispatch code needs: tests let it call our adapters.
 ENGINES := areal==1.0.4 ms-swift==4.6.0 openrlhf==0.11.2 verifiers==0.4.0 verl==0.9.1
@@ -18,6 +20,7 @@ OLDER_WORLD := $(VENV)/worlds/trl-$(OLDER_TRL)
 QUANTIZED_WORLD := $(VENV)/worlds/quantized
 DEEPSPEED_WORLD := $(VENV)/worlds/deepspeed-$(DEEPSPEED)
 ENGINES_WORLD := $(VENV)/worlds/engines
+RAY_WORLD := $(VENV)/worlds/ray-$(RAY)
 OLDEST := $(VENV)/worlds/oldest
 # Two processes share the tests, and one that has none left takes some of the other's.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
@@ -27,7 +30,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-oldest test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-serving bench-sharded bench-training bench-replicas clean gpu-wheels bench-plan
+.PHONY: help demo test test-oldest test-trl-own test-peers lint kills kills-ray docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-ray bench-serving bench-sharded bench-training bench-replicas clean gpu-wheels bench-plan
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -35,12 +38,14 @@ help:  ## List the targets.
 demo: $(VENV)/demo.stamp  ## Train a small reward model from nothing, use it everywhere, and write a report to demo-output/.
 	$(BIN)/rm-plugins demo --output-dir demo-output --overwrite
 
-test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp $(QUANTIZED_WORLD).stamp $(DEEPSPEED_WORLD).stamp $(ENGINES_WORLD).stamp  ## Lint, then run every test, then some again: quantization with torchao, the trainers with an older TRL.
+test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp $(QUANTIZED_WORLD).stamp $(DEEPSPEED_WORLD).stamp $(ENGINES_WORLD).stamp $(RAY_WORLD).stamp  ## Lint, run every test, then some again: with torchao, with Ray, and the trainers with an older TRL.
 	@echo "== Every test, with the TRL of constraints.txt =="
 	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && export RM_PLUGINS_TEST_MODELS="$$models" && \
 	  $(PYTEST) && \
 	  echo "== The tests of quantized rewards again, with torchao $(TORCHAO) ==" && \
 	  PYTHONPATH=$(CURDIR)/$(QUANTIZED_WORLD) $(PYTEST) tests/quantized && \
+	  echo "== The tests of rm_plugins_ray, with Ray $(RAY) ==" && \
+	  PYTHONPATH=$(CURDIR)/$(RAY_WORLD) $(BIN)/python -m pytest tests/ray && \
 	  echo "== The trainers' tests again, with TRL $(OLDER_TRL) ==" && \
 	  PYTHONPATH=$(CURDIR)/$(OLDER_WORLD) $(PYTEST) tests/trl
 
@@ -63,6 +68,9 @@ lint: $(VENV)/dev.stamp  ## Check style, types and which module may import which
 
 kills: $(VENV)/dev.stamp  ## Kill every command a hundred times at random moments, about half an hour, and compare what it wrote in the end.
 	$(BIN)/python -m tests.kills --count 100
+
+kills-ray: $(VENV)/dev.stamp $(RAY_WORLD).stamp  ## Kill actors, nodes and drivers of score --engine ray twenty times at random moments, and compare what it wrote.
+	PYTHONPATH=$(CURDIR)/$(RAY_WORLD) $(BIN)/python -m tests.ray_kills --count 20
 
 docs: $(VENV)/docs.stamp  ## Build the documentation into docs/_build/html/, and check every link inside it.
 	$(BIN)/sphinx-build --quiet --fail-on-warning docs docs/_build/html
@@ -95,6 +103,9 @@ bench-serving: $(VENV)/bench.stamp  ## Measure how fast a served reward is and w
 
 bench-replicas: $(VENV)/dev.stamp  ## Measure how much two replicas on two cores serve and score beside one.
 	$(BIN)/python -m tests.benchmarks.replicas
+
+bench-ray: $(VENV)/models.stamp $(RAY_WORLD).stamp  ## Measure scoring 100,000 rows with two actors of Ray Data beside one process, half an hour.
+	PYTHONPATH=$(CURDIR)/$(RAY_WORLD) $(BIN)/python -m tests.benchmarks.ray_data
 
 bench-gpu: $(VENV)/dev.stamp  ## Measure scoring, training and serving on a GPU in eight minutes, and write their section of docs/benchmarks.md.
 	$(BIN)/python -m tests.benchmarks.gpu
@@ -168,6 +179,14 @@ $(DEEPSPEED_WORLD).stamp: | $(BIN)/python
 $(ENGINES_WORLD).stamp: | $(BIN)/python
 	rm -rf $(ENGINES_WORLD)
 	$(INSTALL) --no-deps --target $(ENGINES_WORLD) $(ENGINES) $(ENGINES_NEED)
+	@touch $@
+
+# What ray[data,serve] needs beyond the environment and is imported; its tools for dashboards, profiles and virtual environments are left out.
+$(RAY_WORLD).stamp: | $(BIN)/python
+	rm -rf $(RAY_WORLD)
+	$(INSTALL) --no-deps --target $(RAY_WORLD) ray==$(RAY) aiohttp-cors==0.8.1 colorful==0.5.8 grpcio==1.85.3 grpcio-reflection==1.85.1 \
+	  mmh3==5.3.1 msgpack==1.2.4 opentelemetry-exporter-prometheus==0.66b2 opentelemetry-proto==1.45.2 opentelemetry-sdk==1.45.2 \
+	  opentelemetry-semantic-conventions==0.66b2 protobuf==7.36.2 smart_open==9.0.2 watchfiles==1.3.0 websockets==17.4
 	@touch $@
 
 # An environment of its own: every package differs.

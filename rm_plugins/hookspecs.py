@@ -19,6 +19,7 @@ from rm_plugins.hooks import hookspec
 if TYPE_CHECKING:
     import click
 
+    from rm_plugins.jobs.job_engine import JobEngine
     from rm_plugins.losses import Loss, Regularizer
     from rm_plugins.protocols import Protocol
     from rm_plugins.provider import Aggregate, Provider, Transform
@@ -62,6 +63,10 @@ class HookSpecs:
     @hookspec
     def rm_register_dialects(self) -> Sequence[type[Dialect]]:  # type: ignore[empty-body]
         """Endpoints of ``rm-plugins serve`` that existing clients can call: subclasses of `rm_plugins.server.dialects.Dialect`."""
+
+    @hookspec
+    def rm_register_engines(self) -> Sequence[type[JobEngine]]:  # type: ignore[empty-body]
+        """Where scoring jobs run: subclasses of `rm_plugins.jobs.job_engine.JobEngine`, used as ``rm-plugins score --engine NAME``."""
 
     @hookspec
     def rm_register_commands(self) -> Sequence[click.Command]:  # type: ignore[empty-body]

@@ -34,6 +34,7 @@ KINDS: Mapping[str, str] = {
     "protocol": "rm_register_protocols",
     "suite": "rm_register_suites",
     "dialect": "rm_register_dialects",
+    "engine": "rm_register_engines",
 }
 """The kinds of things that can be registered, each with its hook."""
 

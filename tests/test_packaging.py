@@ -24,7 +24,7 @@ from tests.servers import RewardServer
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 METADATA = f"rm_plugins-{PROJECT['version']}.dist-info"
-HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "pandas")
+HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "pandas", "ray")
 
 
 def run(*command: str | Path, cwd: Path, path: Path | None = None, **environment: str) -> str:
@@ -80,12 +80,18 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestWheel:
     def test_its_top_level_names_are_exactly_the_packages(self, wheel: Path) -> None:
         names = zipfile.ZipFile(wheel).namelist()
-        assert {name.partition("/")[0] for name in names} == {"rm_plugins", "rm_plugins_engines", "rm_plugins_trl", METADATA}
+        assert {name.partition("/")[0] for name in names} == {
+            "rm_plugins",
+            "rm_plugins_engines",
+            "rm_plugins_ray",
+            "rm_plugins_trl",
+            METADATA,
+        }
 
     def test_every_module_is_in_it(self, wheel: Path) -> None:
         names = set(zipfile.ZipFile(wheel).namelist())
         for folder in (ROOT, ROOT / "integrations"):
-            for package in ("rm_plugins", "rm_plugins_engines", "rm_plugins_trl"):
+            for package in ("rm_plugins", "rm_plugins_engines", "rm_plugins_ray", "rm_plugins_trl"):
                 written = {path.relative_to(folder).as_posix() for path in (folder / package).rglob("*.py")}
                 assert written <= names
 
@@ -101,9 +107,12 @@ class TestWheel:
         assert written <= set(zipfile.ZipFile(wheel).namelist())
 
     def test_its_types_are_announced(self, wheel: Path) -> None:
-        assert {"rm_plugins/py.typed", "rm_plugins_engines/py.typed", "rm_plugins_trl/py.typed"} <= set(
-            zipfile.ZipFile(wheel).namelist()
-        )
+        assert {
+            "rm_plugins/py.typed",
+            "rm_plugins_engines/py.typed",
+            "rm_plugins_ray/py.typed",
+            "rm_plugins_trl/py.typed",
+        } <= set(zipfile.ZipFile(wheel).namelist())
 
     def test_its_metadata(self, wheel: Path) -> None:
         archive = zipfile.ZipFile(wheel)
@@ -118,7 +127,11 @@ class TestWheel:
         entry_points.read_string(zipfile.ZipFile(wheel).read(f"{METADATA}/entry_points.txt").decode())
         assert {section: dict(entry_points[section]) for section in entry_points.sections()} == {
             "console_scripts": {"rm-plugins": "rm_plugins.cli:main"},
-            "rm_plugins": {"engines": "rm_plugins_engines.plugin", "trl": "rm_plugins_trl.plugin"},
+            "rm_plugins": {
+                "engines": "rm_plugins_engines.plugin",
+                "ray": "rm_plugins_ray.plugin",
+                "trl": "rm_plugins_trl.plugin",
+            },
         }
 
     def test_the_source_distribution_has_what_building_and_testing_need(self, built: Path) -> None:
@@ -148,7 +161,7 @@ class TestImporting:
     @pytest.mark.parametrize(
         "statement",
         [
-            "import rm_plugins, rm_plugins_engines, rm_plugins_trl",
+            "import rm_plugins, rm_plugins_engines, rm_plugins_ray, rm_plugins_trl",
             "import rm_plugins.registry, rm_plugins.errors, rm_plugins.provider, rm_plugins.wire, rm_plugins.data.rows",
             "from rm_plugins import Sample, Scores, Provider, Registry, load, hookimpl",
             "import rm_plugins as rm; rm.load(len)",

@@ -13,6 +13,7 @@ import pytest
 
 import rm_plugins
 import rm_plugins_engines
+import rm_plugins_ray
 import rm_plugins_trl
 from rm_plugins import errors
 from rm_plugins.errors import RmPluginsError
@@ -29,7 +30,9 @@ def order(name: str) -> tuple[int, str]:
     return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
 
 
-@pytest.mark.parametrize("name", [*packages(rm_plugins), *packages(rm_plugins_engines), *packages(rm_plugins_trl)])
+@pytest.mark.parametrize(
+    "name", [*packages(rm_plugins), *packages(rm_plugins_engines), *packages(rm_plugins_ray), *packages(rm_plugins_trl)]
+)
 def test_a_package_exports_what_it_says(name: str) -> None:
     module = importlib.import_module(name)
     exported: list[str] = module.__all__
@@ -59,13 +62,15 @@ def test_the_reference_has_every_package_that_exports_something() -> None:
         re.findall(r"automodule:: ([\w.]+)\n   :members:", "".join(page.read_text(encoding="utf-8") for page in pages))
     )
     programs = {"rm_plugins.cli", "rm_plugins.providers", "rm_plugins.server.page"}  # docs/cli.md, docs/providers/, a web page
-    exporting = {name for root in (rm_plugins, rm_plugins_trl) for name in packages(root) if exports_of_its_own(name)}
+    exporting = {
+        name for root in (rm_plugins, rm_plugins_ray, rm_plugins_trl) for name in packages(root) if exports_of_its_own(name)
+    }
     assert exporting - programs <= documented
     for name in documented:
         importlib.import_module(name)
 
 
-@pytest.mark.parametrize("module", [rm_plugins, rm_plugins_trl])
+@pytest.mark.parametrize("module", [rm_plugins, rm_plugins_ray, rm_plugins_trl])
 def test_an_unknown_name_is_an_attribute_error(module: ModuleType) -> None:
     assert dir(module) == module.__all__
     with pytest.raises(AttributeError, match=f"module '{module.__name__}' has no attribute 'absent'"):

@@ -269,6 +269,7 @@ class TestInstalled:
     def test_what_is_wrong_with_one_costs_no_other(
         self, kind: str, hook: str, reason: str, install: Callable[..., None]
     ) -> None:
+        ours = {*rm.Registry(discover=True).all(kind)} - {*rm.Registry().all(kind)}  # of the plug-ins of this project
         start = "from rm_plugins import hookimpl\nclass Sound:\n    name = {!r}\n"
         install("wrong", "wrong", start.format("of-the-wrong-one") + hook.format(hook=KINDS[kind]))
         sound = "@hookimpl\ndef {}():\n    return [Sound]"
@@ -277,7 +278,7 @@ class TestInstalled:
         mine = plugin(**{KINDS[kind]: [numbered(kind)]})
         registry = rm.Registry([mine], discover=True)
         expected = [*rm.Registry([mine]).all(kind), "a-sound", "z-sound"]
-        assert [*registry.all(kind)] == expected
+        assert [name for name in registry.all(kind) if name not in ours] == expected
         (broken,) = registry.broken
         assert (broken.name, broken.origin) == ("wrong", "wrong 1.5 (wrong)")
         assert broken.reason.startswith(reason)

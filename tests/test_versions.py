@@ -22,7 +22,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 WORKFLOW: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
 ENGINES = ("areal", "nemo_gym", "nemo_rl", "swift", "verl")
 """What rm_plugins_engines imports where a user's training already runs in it."""
-USERS = ("peft", "quantized", "report", "rules", "serve")
+USERS = ("peft", "quantized", "ray", "report", "rules", "serve")
 """The extras that a user installs; the others are for those who work on the package."""
 
 
@@ -111,7 +111,12 @@ def test_what_is_imported_is_declared() -> None:
                 if isinstance(node, ast.ImportFrom) and not node.level:
                     names = [str(node.module)]
                 for name in {name.partition(".")[0] for name in names}:
-                    if name in sys.stdlib_module_names or name in ("rm_plugins", "rm_plugins_engines", "rm_plugins_trl"):
+                    if name in sys.stdlib_module_names or name in (
+                        "rm_plugins",
+                        "rm_plugins_engines",
+                        "rm_plugins_ray",
+                        "rm_plugins_trl",
+                    ):
                         continue
                     if name in ENGINES and file.parent.name == "rm_plugins_engines":  # where they are installed
                         continue

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rm_plugins.cli.command import Command
+from rm_plugins.cli.engine_options import engine_options, scored_by
 from rm_plugins.cli.job_options import (
     ConsoleProgress,
     check_separate,
@@ -22,6 +23,7 @@ from rm_plugins.labels import counted
 if TYPE_CHECKING:
     from rm_plugins.data.mapping import RowMapping
     from rm_plugins.jobs.crew import Crew
+    from rm_plugins.jobs.job_engine import JobEngine
 
 
 @click.command("score", cls=Command, resuming=how_to_resume)
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 )
 @scoring_options
 @shared_by_processes
+@engine_options
 def command(
     spec: str,
     file: str,
@@ -46,14 +49,22 @@ def command(
     batch_size: int,
     overwrite: bool,
     crew: Crew | None,
+    engine: JobEngine | None,
 ) -> None:
     """Score the rows of FILE with SPEC.
 
     FILE is JSON Lines, JSON, CSV, TSV, Parquet or Arrow, a folder of these, the name of a dataset, or - for standard input. Its rows
     have `prompt` with `completion` or `completions`, `chosen` and `rejected`, or `messages`. The output has the same rows with
     `score`, `scores`, or `chosen_score` and `rejected_score`; null means that the reward abstained. A row that already has such a
-    column is an error: choose another name with --column. An interrupted run resumes where it stopped.
+    column is an error: choose another name with --column. An interrupted run resumes where it stopped. With --engine, FILE is a file or
+    folder that all workers see, and the output of a folder may be a folder.
     """
+    if engine is not None:
+        if crew is not None:
+            raise click.UsageError("--engine and --processes are two ways to share the work. Leave out one of them.")
+        settings = {"overwrite": overwrite, "mapping": mapping, "column": column, "batch_size": batch_size}
+        say(scored_by(engine, spec=spec, file=file, output=output, split=split, **settings))
+        return
     from rm_plugins.jobs.scored_rows import ScoringJob
 
     with rows_output(file, split, output, "scored") as out:

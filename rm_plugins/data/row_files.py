@@ -111,7 +111,12 @@ def read_rows(
 
 
 def mapped_rows(
-    read: Callable[[_Refuse], Iterator[dict[str, Any]]], name: str, mapping: RowMapping | None, on_bad_line: _Refuse | None
+    read: Callable[[_Refuse], Iterator[dict[str, Any]]],
+    name: str,
+    mapping: RowMapping | None,
+    on_bad_line: _Refuse | None,
+    *,
+    first: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Rows as a mapping makes them.
 
@@ -120,6 +125,7 @@ def mapped_rows(
         name: What an error calls where they come from.
         mapping: Makes rows of our formats of them; None leaves them as they are.
         on_bad_line: As in `read_rows`, also for rows that cannot be mapped.
+        first: The number of the first row in the file.
 
     Raises:
         DataError: A line is not a row, or a row cannot be mapped, and there is no `on_bad_line`.
@@ -133,7 +139,7 @@ def mapped_rows(
             raise error
         on_bad_line(error)
 
-    for number, row in enumerate(read(refuse), start=1):
+    for number, row in enumerate(read(refuse), start=first):
         if mapping is None:
             yield row
             continue
@@ -146,6 +152,18 @@ def mapped_rows(
             on_bad_line(refused)
         else:
             yield mapped
+
+
+def source_files(source: str, split: str = "train") -> list[Path] | None:
+    """The files whose rows `read_rows` reads, in order; None for standard input and for datasets.
+
+    Raises:
+        DataError: There is no such file, or the folder has no files of the split.
+    """
+    check_source(source)
+    if source == "-":
+        return None
+    return [Path(source)] if is_data_file(source) else _folder_files(source, split)
 
 
 def check_source(source: str) -> None:
@@ -168,7 +186,7 @@ def _check_file(path: Path) -> None:
 def _standard_input(refuse: _Refuse) -> Iterator[dict[str, Any]]:
     if sys.stdin is None:
         raise DataError("Standard input is closed.")
-    with _read_errors("standard input"):
+    with read_errors("standard input"):
         yield from _file_rows(getattr(sys.stdin, "buffer", sys.stdin), "standard input", ".jsonl", refuse)
 
 
@@ -177,12 +195,13 @@ def _path_rows(path: Path, refuse: _Refuse) -> Iterator[dict[str, Any]]:
     name = path.name.lower()
     for ending in _COMPRESSED:
         name = name.removesuffix(ending)
-    with _read_errors(str(path)), path.open("rb") as file:
+    with read_errors(str(path)), path.open("rb") as file:
         yield from _file_rows(file, str(path), Path(name).suffix, refuse)
 
 
 @contextmanager
-def _read_errors(name: str) -> Iterator[None]:
+def read_errors(name: str) -> Iterator[None]:
+    """Turn what reading a file of rows raises into a `DataError` that names the file."""
     try:
         yield
     except DataError:

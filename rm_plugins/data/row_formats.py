@@ -37,14 +37,19 @@ _READ_AT_ONCE = 1024
 # --- JSON -----------------------------------------------------------------------------------------------------------------
 
 
-def json_rows(lines: IO[str], source: str) -> Iterator[dict[str, Any] | DataError]:
+def json_rows(lines: IO[str], source: str, first: int = 1) -> Iterator[dict[str, Any] | DataError]:
     """The rows of JSON Lines or of a JSON array, in one line or many; an error in place of what is not a row.
+
+    Args:
+        lines: The lines.
+        source: What an error calls the file.
+        first: The number of the first of them in the file. From the middle of a file on, there is no array.
 
     Raises:
         DataError: An array does not end, or is not JSON.
     """
-    is_first = True
-    for number, line in enumerate(lines, start=1):
+    is_first = first == 1
+    for number, line in enumerate(lines, start=first):
         stripped = line.strip(" \t\r\n")
         if not stripped:
             continue
@@ -174,23 +179,49 @@ def table_rows(file: IO[bytes], ending: str) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: Two columns have the same name.
     """
+    if ending == ".parquet":
+        yield from table_rows_from(file, 0)
+        return
     import pyarrow as arrow
 
-    opened: Any
-    batches: Any
-    if ending == ".parquet":
-        import pyarrow.parquet as parquet
+    try:
+        opened = arrow.ipc.open_file(file)
+        names, batches = opened.schema.names, (opened.get_batch(number) for number in range(opened.num_record_batches))
+    except arrow.ArrowInvalid:
+        file.seek(0)
+        batches = arrow.ipc.open_stream(file)  # as `datasets` writes its files
+        names = batches.schema.names
+    yield from _rows_of_batches(names, batches)
 
-        opened = parquet.ParquetFile(file)
-        names, batches = opened.schema_arrow.names, opened.iter_batches(batch_size=_READ_AT_ONCE)
-    else:
-        try:
-            opened = arrow.ipc.open_file(file)
-            names, batches = opened.schema.names, (opened.get_batch(number) for number in range(opened.num_record_batches))
-        except arrow.ArrowInvalid:
-            file.seek(0)
-            batches = arrow.ipc.open_stream(file)  # as `datasets` writes its files
-            names = batches.schema.names
+
+def table_rows_from(file: IO[bytes], skipped: int) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file after the first `skipped` ones; row groups that lie before them are not read.
+
+    Raises:
+        DataError: Two columns have the same name.
+    """
+    import pyarrow.parquet as parquet
+
+    opened = parquet.ParquetFile(file)
+    groups: list[int] = []
+    for number in range(opened.num_row_groups):
+        rows = opened.metadata.row_group(number).num_rows
+        if groups or skipped < rows:
+            groups.append(number)
+        else:
+            skipped -= rows
+    batches = opened.iter_batches(batch_size=_READ_AT_ONCE, row_groups=groups)
+    yield from _rows_of_batches(opened.schema_arrow.names, _without_first(batches, skipped))
+
+
+def _without_first(batches: Iterable[Any], skipped: int) -> Iterator[Any]:
+    for batch in batches:
+        if skipped < batch.num_rows:
+            yield batch.slice(skipped)
+        skipped = max(skipped - batch.num_rows, 0)
+
+
+def _rows_of_batches(names: list[str], batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"There are two columns {repeated[0]!r}. Rename one.")
     for batch in batches:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from rm_plugins.data.rows import RowSamples, row_samples
+from rm_plugins.errors import DataError
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
@@ -17,11 +19,66 @@ SamplesOf: TypeAlias = Callable[[Mapping[str, Any], str], tuple[Sample, ...]]
 
 @dataclass(frozen=True, slots=True)
 class ScoredRow:
-    """A row, the scores of its samples, and their details (`Scores.columns`: name to one value a sample); None means abstained."""
+    """A row with the scores of its samples; None means abstained.
+
+    Args:
+        row: Columns by name.
+        scores: One value per sample.
+        details: `Scores.columns`: name to one value per sample.
+        errors: Why a sample has no score, one text per sample, None where nothing failed; empty where nothing failed in the row.
+    """
 
     row: Mapping[str, Any]
     scores: list[float | None]
     details: dict[str, list[float | None]]
+    errors: list[str | None] = field(default_factory=list)
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What is kept of it beside its row, as JSON values: the other arguments."""
+        errors = {"errors": self.errors} if self.errors else {}
+        return {"scores": self.scores, "details": self.details, **errors}
+
+    def columns(self, samples: RowSamples, called: str) -> dict[str, Any]:
+        """The columns that are added to its row: scores, details as ``score/std``, and reasons of failures as ``score/error``.
+
+        Args:
+            samples: Those of the row.
+            called: What scores are called (`RowSamples.columns`).
+        """
+        columns = samples.columns(self.scores, called)
+        for name, values in self.details.items():
+            columns |= {f"{column}/{name}": value for column, value in samples.columns(values, called).items()}
+        if self.errors:
+            reasons: Any = self.errors  # which are text, where scores are numbers
+            named = {f"{column}/{ERROR}": value for column, value in samples.columns(reasons, called).items()}
+            columns |= {name: value for name, value in named.items() if value is not None}
+        return columns
+
+
+ERROR = "error"
+"""The detail of a score with the reason of its failure."""
+
+
+def unscored_samples(row: Mapping[str, Any], where: str, called: str) -> RowSamples:
+    """The samples of a row that does not have scores of this name yet.
+
+    Args:
+        row: Columns by name.
+        where: What an error message calls the row.
+        called: What scores are called (`RowSamples.columns`).
+
+    Raises:
+        DataError: The row has no samples, or a column that its score would replace.
+    """
+    samples = row_samples(row, where)
+    for name in samples.columns([None] * len(samples.names), called):
+        if any(column == name or column.startswith(f"{name}/") for column in row):
+            raise DataError(
+                f"{where}: it already has a column {name!r}, which its score would replace. Name another with --column, such as "
+                "--column reward."
+            )
+    return samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +143,7 @@ def planned_blocks(
                 batch, start = [], number + 1
             continue
         of_row = samples_of(row, f"row {number}")
-        if count >= size and not (whole_prompts and _have_one_prompt(samples[-1], of_row)):
+        if count >= size and not (whole_prompts and have_one_prompt(samples[-1], of_row)):
             yield Block(start, batch, samples)
             batch, samples, count, start = [], [], 0, number
         batch.append(row)
@@ -127,7 +184,8 @@ def scored_batches(
         yield scored_block(provider, block)
 
 
-def _have_one_prompt(before: tuple[Sample, ...], samples: tuple[Sample, ...]) -> bool:
+def have_one_prompt(before: tuple[Sample, ...], samples: tuple[Sample, ...]) -> bool:
+    """Whether a row's samples, and those of the row before it, are of the same prompt."""
     return bool(before and samples and samples[0].prompt) and before[-1].prompt_key == samples[0].prompt_key
 
 
@@ -145,10 +203,13 @@ def scored_block(provider: Provider, block: Block) -> tuple[list[ScoredRow], Map
     scores = provider.score([sample for samples in of_rows for sample in samples])
     values = _or_none(scores.values)
     details = {name: _or_none(column) for name, column in scores.columns.items()}
+    reasons = [str(scores.errors[place]) if place in scores.errors else None for place in range(len(scores))]
     rows, start = [], 0
     for row, samples in zip(block.rows, of_rows, strict=True):
         end = start + len(samples)
-        rows.append(ScoredRow(row, values[start:end], {name: column[start:end] for name, column in details.items()}))
+        of_row = {name: column[start:end] for name, column in details.items()}
+        errors = reasons[start:end] if any(reasons[start:end]) else []
+        rows.append(ScoredRow(row, values[start:end], of_row, errors))
         start = end
     return rows, scores.metadata
 

@@ -114,7 +114,7 @@ class Done(NamedTuple):
 
 def kept_line(digest: str, scored: ScoredRow) -> dict[str, Any]:
     """What is kept of a row: its digest, and its scores."""
-    return {"row": digest, "scores": scored.scores, "details": scored.details}
+    return {"row": digest, **scored.kept}
 
 
 def scoring_process(connection: Connection, prepare: Prepare) -> None:

@@ -25,8 +25,8 @@ import rm_plugins as rm
 from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import check_source, is_data_file, json_line, read_rows, write_rows
-from rm_plugins.data.rows import RowSamples, row_samples
-from rm_plugins.data.scored_rows import Block, ScoredRow, planned_blocks, scored_block
+from rm_plugins.data.rows import row_samples
+from rm_plugins.data.scored_rows import Block, ScoredRow, planned_blocks, scored_block, unscored_samples
 from rm_plugins.errors import DataError
 from rm_plugins.files import check_output, output_errors, scratch_file, would_replace
 from rm_plugins.identity import fingerprint
@@ -156,7 +156,8 @@ class RowScoring:
             if blocks is not None:
                 blocks.discard()
         return (
-            ScoredRow(json.loads(line), row["scores"], row["details"]) for line, row in self._scored_before(self.source.rows())
+            ScoredRow(json.loads(line), row["scores"], row["details"], row.get("errors", []))
+            for line, row in self._scored_before(self.source.rows())
         )
 
     def _score_here(
@@ -315,7 +316,7 @@ class ScoringJob(RowScoring):
 
     def _samples_to_score(self, row: Mapping[str, Any], where: str) -> tuple[rm.Sample, ...]:
         self._repeated.add(row)
-        samples = self._unscored(row, where)
+        samples = unscored_samples(row, where, self._column)
         if not self._told and samples.samples and "prompt" not in row and not samples.samples[0].prompt:
             self._told = True
             logger.warning(
@@ -325,22 +326,8 @@ class ScoringJob(RowScoring):
             )
         return samples.samples
 
-    def _unscored(self, row: Mapping[str, Any], where: str) -> RowSamples:
-        samples = row_samples(row, where)
-        for name in samples.columns([None] * len(samples.names), self._column):
-            if any(column == name or column.startswith(f"{name}/") for column in row):
-                raise DataError(
-                    f"{where}: it already has a column {name!r}, which its score would replace. Name another with --column, such as "
-                    "--column reward."
-                )
-        return samples
-
     def _with_scores(self, scored: ScoredRow) -> dict[str, Any]:
-        samples = self._unscored(scored.row, "a row")
-        row = {**scored.row, **samples.columns(scored.scores, self._column)}
-        for name, values in scored.details.items():
-            row |= {f"{column}/{name}": value for column, value in samples.columns(values, self._column).items()}
-        return row
+        return {**scored.row, **scored.columns(unscored_samples(scored.row, "a row", self._column), self._column)}
 
 
 def loaded_reward(spec: str, crew: Crew | None) -> tuple[rm.Provider | Crew, str]:

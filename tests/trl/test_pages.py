@@ -46,6 +46,8 @@ PAGES = [
     ROOT / "README.md",
     *sorted(path for path in DOCS.rglob("*") if path.suffix in (".md", ".ipynb") and "_build" not in path.parts),
 ]
+OF_RAY = DOCS / "ray.md"
+"""Its code runs in tests/ray, where Ray is installed."""
 AS_ON_A_CPU = [
     page for page in PAGES if page.parent.name in (ROOT.name, "getting-started", "tutorials") or page.name == "watching.md"
 ]
@@ -110,7 +112,7 @@ def requests_of(page: Path) -> list[str]:
 def each_page(found_on: Callable[[Path], list[str]]) -> pytest.MarkDecorator:
     """Run a test for each page that has something for it."""
     return pytest.mark.parametrize(
-        "page", [page for page in PAGES if found_on(page)], ids=lambda page: str(page.relative_to(ROOT))
+        "page", [page for page in PAGES if page != OF_RAY and found_on(page)], ids=lambda page: str(page.relative_to(ROOT))
     )
 
 

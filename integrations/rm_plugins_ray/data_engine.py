@@ -1,0 +1,259 @@
+"""``rm-plugins score --engine ray``: Ray Data streams blocks of files through a pool of actors, each with the reward loaded once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, ClassVar, TypeVar
+
+import rm_plugins as rm
+from rm_plugins import errors
+from rm_plugins.errors import OutputError, ProcessError, RmPluginsError
+from rm_plugins.jobs.file_blocks import BlockScoring, FileBlock, FileScoring, ScoredBlock, files_of
+from rm_plugins.jobs.job_engine import JobEngine, ScoringRequest, ScoringSummary
+from rm_plugins.jobs.progress import JobProgress
+from rm_plugins_ray.carried_reward import CarriedReward
+from rm_plugins_ray.connection import check_installed, connected
+
+_BLOCK_ROWS = ((2**24, 256), (2**30, 1024))
+"""Rows of a block of sources that have fewer bytes than this: enough blocks for many actors."""
+_MOST_BLOCK_ROWS = 4096
+"""Rows of a block of larger sources: seconds to minutes of scoring, which is what a dead actor loses."""
+
+_Result = TypeVar("_Result")
+_ITEM = "item"
+_AT_A_TIME = 2
+"""Blocks that an actor has or waits for: the next one is there when one is done, and a dead actor loses no more."""
+
+
+class RayDataEngine(JobEngine):
+    """Scores files on a Ray cluster, with one copy of the reward per actor.
+
+    Args:
+        address: ``HOST:PORT`` of a running cluster, ``auto`` for the one that runs on this machine, or ``local`` for this machine alone. By
+            default what ``RAY_ADDRESS`` says, else ``local``.
+        workers: The number of actors; by default as many as the cluster has GPUs, or CPUs where the reward has no model or there is no GPU.
+        block_rows: Rows that are scored and kept as one block; by default 256 to 4096, by the size of the source.
+    """
+
+    name: ClassVar[str] = "ray"
+
+    def __init__(self, address: str | None = None, workers: int | None = None, *, block_rows: int | None = None) -> None:
+        super().__init__(address, workers)
+        self.block_rows = block_rows
+
+    def score(self, request: ScoringRequest, progress: JobProgress) -> ScoringSummary:
+        """Score the files; see `JobEngine.score`."""
+        check_installed()
+        size = sum(path.stat().st_size for path in files_of(request))  # refuses a wrong source before a model is loaded
+        block_rows = self.block_rows or next((rows for limit, rows in _BLOCK_ROWS if size < limit), _MOST_BLOCK_ROWS)
+        reward = CarriedReward.load(request.spec)
+        scoring = FileScoring(request, reward.fingerprint, reward.compares, block_rows)
+        with closing(scoring) as job, connected(self.address), quiet_data_context():
+            return self._scored(job, reward, progress)
+
+    def _scored(self, job: FileScoring, reward: CarriedReward, progress: JobProgress) -> ScoringSummary:
+        planned = _planned(job.blocks)
+        if done := sum(block.kept or 0 for block in planned):
+            progress.resume("scoring", done)
+        counts, work = Counter[str](), Counter[str]()
+        missing = [block for block in planned if block.kept is None]
+        sizes = [block.kept if block.rows.rows is None else block.rows.rows for block in planned]
+        progress.begin("scoring", done, lambda: None if None in sizes else sum(size or 0 for size in sizes))
+        try:
+            for block in self._blocks(missing, job.blocks, reward) if missing else ():
+                counts.update(block.counts)
+                work.update(block.work)
+                progress.advance(block.rows, _speed(work))
+        finally:
+            progress.end()
+        written = sum(_each_file(job.blocks, job.blocks.finish)) if job.is_folder else 0
+        return ScoringSummary(job.join() or written, counts, _speed(work))
+
+    def _blocks(self, missing: list[FileBlock], blocks: BlockScoring, reward: CarriedReward) -> Iterator[ScoredBlock]:
+        """The scored blocks, in the order in which they are done."""
+        import ray.data
+
+        resources = actor_resources(reward.has_models)
+        workers = min(self.workers or room_for_actors(resources), len(missing))
+        # A block is a block of Ray Data too: what is sent to an actor, and what is sent again if it dies.
+        scored = ray.data.from_items(
+            [{_ITEM: packed(block)} for block in missing], override_num_blocks=len(missing)
+        ).map_batches(
+            BlockActor,
+            fn_constructor_args=(reward, blocks),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=_AT_A_TIME),
+            **resources,
+        )
+        with ray_errors():
+            for row in scored.iter_rows():
+                yield _opened(row[_ITEM])
+
+
+class BlockActor:
+    """Scores blocks with a reward that it loads once. What goes wrong is its answer, so that Ray does not try again what cannot succeed."""
+
+    def __init__(self, reward: CarriedReward, blocks: BlockScoring) -> None:
+        self._blocks = blocks
+        self._reward: rm.Provider | None = None
+        self._failure: RmPluginsError | None = None
+        try:
+            self._reward = reward.unpacked()
+        except RmPluginsError as error:
+            self._failure = error
+
+    def __call__(self, batch: Any) -> Any:
+        """Score the block in a batch of one."""
+        import pyarrow as arrow
+
+        return arrow.table({_ITEM: [packed(self._scored(item)) for item in batch[_ITEM].to_pylist()]})
+
+    def _scored(self, item: bytes) -> ScoredBlock | RmPluginsError:
+        try:
+            block = _opened(item)
+            if self._reward is None:
+                raise self._failure or ProcessError("The reward is not loaded.")
+            return self._blocks.score(self._reward, block)
+        except RmPluginsError as error:
+            return error
+
+
+def _planned(blocks: BlockScoring) -> list[FileBlock]:
+    """The blocks of all files."""
+    return [block for of_file in _each_file(blocks, lambda number: list(blocks.blocks(number))) for block in of_file]
+
+
+def _each_file(blocks: BlockScoring, work: Callable[[int], _Result]) -> list[_Result]:
+    """What a function returns for the number of each file of the source, in their order; the nodes of the cluster share the files."""
+    import ray
+
+    if len(blocks.files) == 1:
+        return [work(0)]
+
+    def attempt(number: int) -> bytes:
+        try:
+            return packed(work(number))
+        except RmPluginsError as error:
+            return packed(error)
+
+    task = ray.remote(max_retries=-1)(attempt)
+    with ray_errors():
+        return [_opened(item) for item in ray.get([task.remote(number) for number in range(len(blocks.files))])]
+
+
+def actor_resources(has_models: bool) -> dict[str, float]:
+    """What Ray reserves for an actor: a GPU where the reward has a model and the cluster has GPUs, else a CPU."""
+    import ray
+
+    gpus = ray.cluster_resources().get("GPU", 0)
+    return {"num_gpus": 1.0} if has_models and gpus else {"num_cpus": 1.0}
+
+
+def room_for_actors(resources: dict[str, float]) -> int:
+    """How many actors the cluster has room for."""
+    import ray
+
+    room = ray.cluster_resources()
+    if "num_gpus" in resources:
+        return max(1, int(room.get("GPU", 1)))
+    return max(1, int(room.get("CPU", 1)))
+
+
+def packed(value: object) -> bytes:
+    """A value as bytes, for a column of a data set."""
+    import pickle
+
+    return pickle.dumps(value)
+
+
+def _opened(item: bytes) -> Any:
+    """The value; an error is raised.
+
+    Raises:
+        RmPluginsError: The value is one.
+    """
+    import pickle
+
+    value = pickle.loads(item)
+    if isinstance(value, RmPluginsError):
+        raise value
+    return value
+
+
+def _speed(work: Counter[str]) -> str:
+    return f"{work['tokens'] / work['seconds']:,.0f} tokens/s of each actor" if work["seconds"] else ""
+
+
+@contextmanager
+def quiet_data_context() -> Iterator[None]:
+    """Within it, Ray Data prints nothing of its own."""
+    import logging
+
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    before = (context.enable_progress_bars, context.print_on_execution_start)
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
+    levels = [logger.level for logger in loggers]
+    context.enable_progress_bars = context.print_on_execution_start = False
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = before
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def ray_errors() -> Iterator[None]:
+    """Turn what Ray raises into errors of ours, with what to do.
+
+    Raises:
+        OutputError: The object store is full.
+        ProcessError: The cluster failed otherwise, or has gone.
+    """
+    from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayError
+
+    try:
+        yield
+    except RmPluginsError:
+        raise
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        raise OutputError(
+            f"Ray's object store is full: {_first_line(error)} Free memory or disk on the node, or start it with a larger "
+            "--object-store-memory. Scored rows are kept; run the same command again to resume."
+        ) from error
+    except OutOfMemoryError as error:
+        raise ProcessError(
+            f"A node ran out of memory: {_first_line(error)} Use fewer --workers or a smaller --batch-size. Scored rows are kept; "
+            "run the same command again to resume."
+        ) from error
+    except RayError as error:
+        if (ours := _of_ours(error)) is not None:
+            raise ours from error
+        raise ProcessError(
+            f"The Ray cluster failed: {_first_line(error)} See `ray status` and the cluster's logs. Scored rows are kept; run the same "
+            "command again to resume."
+        ) from error
+
+
+def _of_ours(error: BaseException) -> RmPluginsError | None:
+    """The error of ours that a worker raised, if it did."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RmPluginsError):
+            kind: Sequence[type[RmPluginsError]] = [
+                cls for cls in type(seen).__mro__ if cls.__module__ == errors.__name__ and issubclass(cls, RmPluginsError)
+            ]
+            return kind[0](str(getattr(seen, "cause", seen)))
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") + "."

@@ -1,0 +1,170 @@
+"""``rm_plugins_ray.score``: a Ray data set with a column of scores, for pipelines that run on Ray already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import rm_plugins as rm
+from rm_plugins.data.mapping import RowMapping
+from rm_plugins.data.row_formats import without_nan
+from rm_plugins.data.rows import row_samples
+from rm_plugins.data.scored_rows import ERROR, ScoredRow, scored_batches, unscored_samples
+from rm_plugins.errors import UnsupportedError
+from rm_plugins.provider import OnError
+from rm_plugins_ray.carried_reward import CarriedReward
+from rm_plugins_ray.connection import check_installed
+
+_KEY = "rm_plugins prompt"
+"""A column that the data set has only between its grouping and its scoring."""
+
+
+def score(
+    dataset: Any,
+    spec: str | Path | Mapping[str, Any] | rm.Provider | Callable[..., Any],
+    *,
+    column: str = "score",
+    mapping: RowMapping | None = None,
+    batch_size: int = 512,
+    on_error: OnError | None = None,
+    workers: int | tuple[int, int] | None = None,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+) -> Any:
+    """A data set of the same rows with their scores, through `ray.data.Dataset.map_batches` with a pool of actors.
+
+    It is lazy: nothing is scored until the result is read or written. Ray Data then streams the rows, and reads no faster than the actors
+    score. Each actor loads the reward once and checks that it is the driver's.
+
+    The new columns are those of ``rm-plugins score``: ``score``, ``scores``, or ``chosen_score`` and ``rejected_score``; details such as
+    ``score/std``; and ``score/error``, the reason where a sample failed, else null. An abstention is null.
+
+    A reward that compares the completions of a prompt needs all of them at a time. A row with ``completions``, or with ``chosen`` and
+    ``rejected``, has them. Rows with one ``completion`` each are grouped by their prompt first
+    (`ray.data.grouped_data.GroupedData.map_groups`): Ray then reads everything before the first score, and the order of the rows changes.
+    Otherwise each block of rows keeps its order; set ``DataContext.execution_options.preserve_order`` to keep that of the blocks as well.
+
+    Args:
+        dataset: A `ray.data.Dataset` whose rows have the columns that ``rm-plugins score`` reads.
+        spec: The reward, as for `rm_plugins.load`. Its files must be under the same path on every node.
+        column: What the new columns are called.
+        mapping: Makes rows of our formats of those of the data set, which are then what the result has.
+        batch_size: Rows that an actor scores at a time.
+        on_error: What a failure becomes: ``raise`` ends the reading with a `ray.exceptions.RayTaskError` that quotes the error; ``abstain``
+            keeps the row with the reason. By default what the spec says.
+        workers: The number of actors, or the smallest and the largest; by default from one to all that fit.
+        num_cpus: The CPUs that an actor reserves; 1 without `num_gpus`.
+        num_gpus: The GPUs that an actor reserves.
+
+    Returns:
+        A `ray.data.Dataset`.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        SpecError: The spec is wrong.
+        UnsupportedError: The reward learns while it scores, or cannot be sent to the cluster.
+        DataError: While the result is read: a row has no samples, or has a column that its score would replace.
+    """
+    check_installed()
+    import ray.data
+
+    reward = CarriedReward.load(spec)
+    low, high = workers if isinstance(workers, tuple) else (workers or 1, workers)
+    reserved = {"num_cpus": num_cpus, "num_gpus": num_gpus}
+    options: dict[str, Any] = {
+        "fn_constructor_args": (reward, column, mapping, batch_size, on_error),
+        "compute": ray.data.ActorPoolStrategy(min_size=low, max_size=high),
+        "batch_format": "pyarrow",
+        **{name: amount for name, amount in reserved.items() if amount is not None},
+    }
+    if reward.compares:
+        keyed = dataset.map_batches(_with_keys, fn_kwargs={"mapping": mapping}, batch_format="pyarrow", batch_size=batch_size)
+        return keyed.groupby(_KEY).map_groups(BatchActor, **options)
+    return dataset.map_batches(BatchActor, batch_size=batch_size, **options)
+
+
+class BatchActor:
+    """Scores batches of rows with a reward that it loads once.
+
+    Args:
+        reward: The driver's reward.
+        column: What the new columns are called.
+        mapping: Makes rows of our formats.
+        batch_size: Samples scored at a time at least; a row has one or several.
+        on_error: What a failure becomes; None for what the reward's spec says.
+    """
+
+    def __init__(
+        self, reward: CarriedReward, column: str, mapping: RowMapping | None, batch_size: int, on_error: OnError | None
+    ) -> None:
+        self._carried = reward
+        self._reward: rm.Provider | None = None
+        self._column = column
+        self._mapping = mapping
+        self._batch_size = batch_size
+        self._on_error = on_error
+
+    def __call__(self, batch: Any) -> Any:
+        """The table of a batch with the new columns."""
+        if self._reward is None:  # not when it is made, where Ray would start the actor again and again
+            self._reward = self._carried.unpacked()
+            if self._on_error is not None:
+                self._reward.on_error = self._on_error
+        if _KEY in batch.column_names:
+            batch = batch.drop_columns([_KEY])
+        rows = _rows(batch, self._mapping)
+        scored: list[ScoredRow] = []
+        for part, _ in scored_batches(
+            self._reward, rows, self._samples, self._batch_size, unit="samples", whole_prompts=self._carried.compares
+        ):
+            scored += part
+        return _table(batch if self._mapping is None else None, scored, self._column)
+
+    def _samples(self, row: Mapping[str, Any], where: str) -> tuple[rm.Sample, ...]:
+        return unscored_samples(row, f"{where} of a batch", self._column).samples
+
+
+def _rows(batch: Any, mapping: RowMapping | None) -> list[dict[str, Any]]:
+    rows = [{name: without_nan(value) for name, value in row.items()} for row in batch.to_pylist(maps_as_pydicts="strict")]
+    return rows if mapping is None else [mapping(row) for row in rows]
+
+
+def _with_keys(batch: Any, mapping: RowMapping | None) -> Any:
+    """A batch with a column that is the same for all rows of a prompt, and differs between rows without one."""
+    import uuid
+
+    import pyarrow as arrow
+
+    if _KEY in batch.column_names:
+        raise UnsupportedError(f"The data set has a column {_KEY!r} already. Rename it.")
+    keys = []
+    for number, row in enumerate(_rows(batch, mapping), start=1):
+        samples = row_samples(row, f"row {number} of a batch").samples
+        keys.append(samples[0].prompt_key.hex() if samples and samples[0].prompt else uuid.uuid4().hex)
+    return batch.append_column(_KEY, arrow.array(keys, arrow.string()))
+
+
+def _table(batch: Any | None, scored: Sequence[ScoredRow], column: str) -> Any:
+    """The rows with their scores: the batch with more columns, or a new table where the rows are not those of a batch.
+
+    The types of the new columns do not depend on the batch: a column of nulls is one of numbers, or of texts.
+    """
+    import pyarrow as arrow
+
+    added: list[dict[str, Any]] = []
+    types: dict[str, Any] = {}
+    for one in scored:
+        samples = row_samples(one.row)
+        columns = one.columns(samples, column)
+        is_list = samples.names == ("{}s",)
+        for name in samples.columns([None] * len(samples.names), column):
+            columns.setdefault(f"{name}/{ERROR}", None)
+        for name in columns:
+            kind = arrow.string() if name.endswith(f"/{ERROR}") else arrow.float64()
+            types[name] = arrow.list_(kind) if is_list else kind
+        added.append(columns)
+    table = arrow.Table.from_pylist([dict(one.row) for one in scored]) if batch is None else batch
+    for name, kind in types.items():
+        table = table.append_column(name, arrow.array([columns.get(name) for columns in added], kind))
+    return table

@@ -1,0 +1,215 @@
+"""Files that are scored block by block: what workers keep, in any order and any number of times, becomes what one process writes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rm_plugins as rm
+from rm_plugins.data.row_files import write_rows
+from rm_plugins.errors import DataError, OutputError
+from rm_plugins.jobs.blocks import KeptBlocks
+from rm_plugins.jobs.file_blocks import FileBlock, FileScoring
+from rm_plugins.jobs.job_engine import ScoringRequest
+from rm_plugins.jobs.scored_rows import ScoringJob
+
+
+def length(samples: Sequence[rm.Sample]) -> list[float]:
+    return [float(len(sample.completion_text)) for sample in samples]
+
+
+SPEC = f"{__name__}:length"
+REWARD = rm.load(length)
+
+
+def rows(count: int, prompt: int = 1) -> list[dict[str, Any]]:
+    return [{"prompt": f"Q{number // prompt}", "completion": "a" * (number % 7)} for number in range(count)]
+
+
+def begun(
+    source: Path, out: Path, *, key: str = "one", compares: bool = False, block_rows: int = 4, overwrite: bool = False
+) -> FileScoring:
+    return FileScoring(ScoringRequest(SPEC, str(source), "train", out, overwrite), key, compares, block_rows)
+
+
+def planned(job: FileScoring) -> list[FileBlock]:
+    return [block for number in range(len(job.files)) for block in job.blocks.blocks(number)]
+
+
+def finished(job: FileScoring) -> int:
+    for block in planned(job):
+        if block.kept is None:
+            job.blocks.score(REWARD, block)
+    count = job.join()
+    job.close()
+    return count
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_rows(rows(30), tmp_path / "in.jsonl")
+    return tmp_path / "in.jsonl"
+
+
+def test_any_order_and_repetition_give_the_file_of_one_process(source: Path, tmp_path: Path) -> None:
+    job = begun(source, tmp_path / "out.jsonl")
+    blocks = planned(job)
+    for block in random.Random(3).choices(blocks, k=6):  # some twice, some not at all
+        job.blocks.score(REWARD, block)
+    job.close()
+    job = begun(source, tmp_path / "out.jsonl")
+    assert 0 < sum(block.kept or 0 for block in planned(job)) < 30
+    assert finished(job) == 30
+    ScoringJob(SPEC, str(source), "train", tmp_path / "here.jsonl", False).write(512)
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here.jsonl", "in.jsonl", "out.jsonl"]
+
+
+def test_rows_of_a_prompt_are_in_one_block_however_many(tmp_path: Path) -> None:
+    write_rows(rows(40, prompt=10), tmp_path / "in.jsonl")
+    job = begun(tmp_path / "in.jsonl", tmp_path / "out.jsonl", compares=True)
+    assert [block.rows.rows for block in planned(job)] == [10] * 4
+    job.close()
+
+
+class TestRefusals:
+    def test_an_interrupted_run_of_another_reward(self, source: Path, tmp_path: Path) -> None:
+        self.interrupted(source, tmp_path)
+        with pytest.raises(DataError, match="cannot be resumed: the reward changed"):
+            begun(source, tmp_path / "out.jsonl", key="another")
+        begun(source, tmp_path / "out.jsonl", key="another", overwrite=True).close()
+        assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+    def test_other_rows(self, source: Path, tmp_path: Path) -> None:
+        self.interrupted(source, tmp_path)
+        write_rows([{**row, "completion": "b"} for row in rows(30)], source)
+        job = begun(source, tmp_path / "out.jsonl")
+        with pytest.raises(DataError, match=r"row 1 of .*in.jsonl has changed since it was scored"):
+            planned(job)
+        job.close()
+
+    def test_rows_that_change_while_they_are_scored(self, source: Path, tmp_path: Path) -> None:
+        job = begun(source, tmp_path / "out.jsonl")
+        for block in planned(job):
+            job.blocks.score(REWARD, block)
+        text = source.read_text()
+        source.write_text(text.replace("aaa", "bbb"))
+        with pytest.raises(DataError, match="has changed since it was scored"):
+            job.join()
+        job.close()
+        assert not (tmp_path / "out.jsonl").exists()
+
+    def test_a_missing_block(self, source: Path, tmp_path: Path) -> None:
+        job = begun(source, tmp_path / "out.jsonl")
+        for block in planned(job)[1:]:
+            job.blocks.score(REWARD, block)
+        with pytest.raises(DataError, match=r"from row 1 on are missing. Run the same command again"):
+            job.join()
+        job.close()
+
+    def test_two_runs_with_one_output(self, source: Path, tmp_path: Path) -> None:
+        job = begun(source, tmp_path / "out.jsonl")
+        with pytest.raises(DataError, match="is being written by another run"):
+            begun(source, tmp_path / "out.jsonl")
+        job.close()
+
+    def test_an_output_that_is_there(self, source: Path, tmp_path: Path) -> None:
+        (tmp_path / "out.jsonl").write_text("")
+        with pytest.raises(DataError, match="exists already"):
+            begun(source, tmp_path / "out.jsonl")
+
+    def test_an_output_folder_of_another_run(self, tmp_path: Path) -> None:
+        (tmp_path / "in").mkdir()
+        write_rows(rows(5), tmp_path / "in" / "a.jsonl")
+        (tmp_path / "out").mkdir()
+        with pytest.raises(DataError, match=r"out exists already"):
+            begun(tmp_path / "in", tmp_path / "out")
+
+    def test_an_interrupted_run_without_an_engine(self, source: Path, tmp_path: Path) -> None:
+        (tmp_path / "out.jsonl.part").write_text("")
+        with pytest.raises(DataError, match="without --engine"):
+            begun(source, tmp_path / "out.jsonl")
+
+    def test_a_folder_for_a_file(self, source: Path, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="is a file, so the output must be a file too"):
+            begun(source, tmp_path / "out")
+
+    @pytest.mark.parametrize("name", ["-", "someone/dataset"])
+    def test_what_is_not_made_of_files(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(DataError, match="is not a file or a folder of files"):
+            FileScoring(ScoringRequest(SPEC, name, "train", tmp_path / "out.jsonl"), "key", False, 4)
+
+    def test_a_prompt_in_two_files(self, tmp_path: Path) -> None:
+        (tmp_path / "in").mkdir()
+        for name in "ab":
+            write_rows([{"prompt": "Q", "completion": name}], tmp_path / "in" / f"{name}.jsonl")
+        job = begun(tmp_path / "in", tmp_path / "out.jsonl", compares=True)
+        with pytest.raises(DataError, match=r"a.jsonl and the first one of .*b.jsonl have the same prompt"):
+            planned(job)
+        job.close()
+
+    def test_a_worker_of_a_run_that_has_ended(self, source: Path, tmp_path: Path) -> None:
+        """It leaves nothing."""
+        job = begun(source, tmp_path / "out.jsonl")
+        block = planned(job)[0]
+        finished(job)
+        with pytest.raises(OutputError):
+            job.blocks.score(REWARD, block)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+    def test_a_worker_of_the_run_before(self, source: Path, tmp_path: Path) -> None:
+        """What it writes after --overwrite does not count."""
+        old = begun(source, tmp_path / "out.jsonl")
+        block = planned(old)[0]
+        old.blocks.score(REWARD, block)
+        old.close()
+        job = begun(source, tmp_path / "out.jsonl", overwrite=True)
+        planned(job)
+        old.blocks.score(REWARD, block)
+        assert KeptBlocks(job.blocks.kept(0).folder, job.blocks.key).read(1) is None
+        assert finished(job) == 30
+
+    @staticmethod
+    def interrupted(source: Path, folder: Path) -> None:
+        job = begun(source, folder / "out.jsonl")
+        job.blocks.score(REWARD, planned(job)[0])
+        job.close()
+
+
+def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.jsonl", "b.parquet", "c.json"):
+        write_rows(rows(6), tmp_path / "in" / name)
+    job = begun(tmp_path / "in", tmp_path / "out")
+    for block in planned(job):
+        job.blocks.score(REWARD, block)
+    assert [job.blocks.finish(number) for number in range(3)] == [6, 6, 6]
+    assert not (tmp_path / "out").exists()
+    job.join()
+    job.close()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jsonl", "b.parquet", "c.json.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_failures_keep_their_reason_in_the_row(tmp_path: Path) -> None:
+    write_rows(rows(5), tmp_path / "in.jsonl")
+    job = begun(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    failing = rm.load({"provider": "function", "function": fails_once, "on_error": "abstain"})
+    for block in planned(job):
+        job.blocks.score(failing, block)
+    job.join()
+    job.close()
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row.get("score/error") for row in written] == [None, None, None, "three", None]
+    assert written[3]["score"] is None
+
+
+def fails_once(samples: Sequence[rm.Sample]) -> list[float]:
+    if bad := [place for place, sample in enumerate(samples) if sample.completion_text == "aaa"]:
+        raise rm.errors.ScoringError("three", rows=bad)
+    return [1.0 for _ in samples]
