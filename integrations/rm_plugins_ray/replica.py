@@ -83,10 +83,6 @@ class Replica:
                 "must be replaced."
             )
 
-    def close(self) -> None:
-        """Release the resources of the reward."""
-        self._service.close()
-
 
 def _refuse_reload() -> None:
     raise Problem(

@@ -181,10 +181,6 @@ def _deployment_classes(version: str) -> tuple[type[Any], type[Any]]:
         def check_health(self) -> None:
             self._replica.check_health()
 
-        def __del__(self) -> None:  # Serve calls it when it stops a replica
-            if hasattr(self, "_replica"):
-                self._replica.close()
-
     class Front:
         """Reads requests and passes them on."""
 
