@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import rm_plugins as rm
-from rm_plugins.errors import AnswerError, DataError, ScoringError, SpecError
+from rm_plugins.errors import AnswerError, DataError, ScoringError, SpecError, plain_error
 from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.server import ServedReward
-from rm_plugins.server.reward_process import Hosting, RewardProcess, _plain, pauses
+from rm_plugins.server.reward_process import Hosting, RewardProcess, pauses
 from rm_plugins.server.served_reward import RewardGone
 from tests.server.conftest import SAMPLES, until
 
@@ -108,9 +108,9 @@ def test_an_error_of_a_plug_ins_own_kind_becomes_the_nearest_that_everybody_know
         def __init__(self, one: int, other: int) -> None:
             super().__init__(f"{one} and {other}")
 
-    assert type(_plain(Fussy(1, 2))) is AnswerError
-    assert str(_plain(Fussy(1, 2))) == "1 and 2"
-    assert type(_plain(KeyError("x"))) is ScoringError
+    assert type(plain_error(Fussy(1, 2))) is AnswerError
+    assert str(plain_error(Fussy(1, 2))) == "1 and 2"
+    assert type(plain_error(KeyError("x"))) is ScoringError
 
 
 def test_what_cannot_be_loaded_is_said_as_in_this_process(hosted: Hosted) -> None:
