@@ -15,6 +15,7 @@ import rm_plugins as rm
 from rm_plugins.cli import main
 from rm_plugins.models.manifest import Manifest
 from tests.trl.conftest import run_program, write_jsonl
+from tests.warm_process import run_warm
 
 ROW = {"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " two"}
 QUIET = ("--report_to", "none", "--disable_tqdm", "true", "--gradient_checkpointing", "false", "--use_cpu", "true")
@@ -46,7 +47,7 @@ def test_yaml_configuration(tiny_decoder: Any, tmp_path: Path) -> None:
         "lora_target_modules": ["q_proj", "v_proj"],
     }
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    run_program("rm_plugins", "train", "--config", tmp_path / "train.yaml", "--use_cpu", "true")
+    run_warm("rm_plugins", "train", "--config", tmp_path / "train.yaml", "--use_cpu", "true")
     assert (tmp_path / "rm" / "adapter_config.json").is_file()
     assert rm.load(tmp_path / "rm").verify() == []  # type: ignore[attr-defined]
 
@@ -58,7 +59,7 @@ def test_a_misspelt_flag_is_not_handed_to_the_launcher() -> None:
 
 
 def test_help_has_trls_flags_and_ours() -> None:
-    printed = run_program("rm_plugins", "train", "--help-all")
+    printed = run_warm("rm_plugins", "train", "--help-all")
     for flag in ("--learning_rate", "--dataset_name", "--use_peft", "--loss", "--overlong", "--eval_dataset_name"):
         assert flag in printed
 
@@ -67,7 +68,7 @@ def test_trl_grpo_with_a_named_reward(tiny_policy: Path, tiny_decoder: Any, tmp_
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data" / "train.jsonl", [{"prompt": "Name a colour."}] * 8)
     (tmp_path / "rm_plugins.yaml").write_text(f"colours: {tiny_decoder()}\n", encoding="utf-8")
-    printed = run_program(
+    printed = run_warm(
         *("trl.cli.main", "grpo"),
         *("--model_name_or_path", tiny_policy, "--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "out"),
         *("--reward_funcs", "rm_plugins_trl.rewards.colours", "--max_steps", "1", "--num_generations", "2"),
@@ -126,7 +127,7 @@ def test_published_rows_are_mapped(tiny_decoder: Any, tmp_path: Path) -> None:
     (tmp_path / "testset.json").write_text(
         json.dumps([{**row, "instruction": f"Do {number}."} for number in range(8)], indent=2), "utf-8"
     )
-    run_program(
+    run_warm(
         *("rm_plugins", "train", "--model_name_or_path", tiny_decoder(), "--dataset_name", tmp_path / "testset.json"),
         *("--map", "pandalm", "--loss", "soft-bradley-terry", "--output_dir", tmp_path / "rm", "--max_steps", "2", *QUIET),
     )

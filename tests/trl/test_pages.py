@@ -33,7 +33,8 @@ from rm_plugins_trl import RewardConfig, RewardTrainer
 from rm_plugins_trl.ppo import TRL_HAS_PPO
 from rm_plugins_trl.reward_training.presets import preset
 from tests.servers import RewardServer
-from tests.trl.conftest import newest_trl, run_program, write_jsonl
+from tests.trl.conftest import newest_trl, write_jsonl
+from tests.warm_process import run_warm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
@@ -219,13 +220,11 @@ def test_commands_run(page: Path, world: dict[str, str]) -> None:
         program, command, *arguments = shlex.split(replaced(line, world))
         if command == "train":
             shutil.rmtree(arguments[arguments.index("--output_dir") + 1], ignore_errors=True)  # the model that the page trains
-            run_program("rm_plugins", command, *arguments, *quick)
+            run_warm("rm_plugins", command, *arguments, *quick)
         elif command == "ppo":
-            run_program(
-                "rm_plugins", command, *arguments, *quick, "--response_length", "4", "--per_device_train_batch_size", "2"
-            )
+            run_warm("rm_plugins", command, *arguments, *quick, "--response_length", "4", "--per_device_train_batch_size", "2")
         elif program == "trl":
-            run_program("trl.cli.main", command, *arguments, *quick, *of_grpo)
+            run_warm("trl.cli.main", command, *arguments, *quick, *of_grpo)
         else:
             found = CliRunner().invoke(main, [command, *arguments], catch_exceptions=False)
             assert found.exit_code == 0, f"{line}\n{found.output}"

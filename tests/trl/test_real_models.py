@@ -14,7 +14,8 @@ from trl import GRPOConfig, GRPOTrainer
 import rm_plugins as rm
 from rm_plugins.evaluation import evaluate_pairs
 from rm_plugins_trl import reward_func
-from tests.trl.conftest import HELD_OUT, newest_trl, run_program, write_jsonl
+from tests.trl.conftest import HELD_OUT, newest_trl, write_jsonl
+from tests.warm_process import run_warm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
@@ -36,11 +37,11 @@ def test_minilm_learns_polarity(polarity_model: Path, polarity_pairs: list[dict[
 @newest_trl
 def test_verify_score_and_evaluate_it(polarity_model: Path, polarity_pairs: list[dict[str, Any]], tmp_path: Path) -> None:
     rows = write_jsonl(tmp_path / "pairs.jsonl", polarity_pairs[-50:])
-    assert "matches its reward_manifest.json" in run_program("rm_plugins", "verify", polarity_model)
-    run_program("rm_plugins", "score", polarity_model, rows)
+    assert "matches its reward_manifest.json" in run_warm("rm_plugins", "verify", polarity_model)
+    run_warm("rm_plugins", "score", polarity_model, rows)
     scored = [json.loads(line) for line in (tmp_path / "pairs.scored.jsonl").read_text(encoding="utf-8").splitlines()]
     accuracy = sum(row["chosen_score"] > row["rejected_score"] for row in scored) / len(scored)
-    assert f"{accuracy:.1%} [" in run_program("rm_plugins", "evaluate", polarity_model, rows)
+    assert f"{accuracy:.1%} [" in run_warm("rm_plugins", "evaluate", polarity_model, rows)
 
 
 def real_prompts(pairs: list[dict[str, Any]], count: int) -> Dataset:

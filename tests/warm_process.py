@@ -1,0 +1,56 @@
+"""Runs programs in forks of a process that has imported the libraries: they start in a moment instead of seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.warm_imports"])
+
+
+def run_warm(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> str:
+    """Run a module of this environment as a program; returns what it printed, and fails with it.
+
+    Args:
+        arguments: The module's name, then its arguments.
+        cwd: The folder to run in, by default this process's.
+        environment: Changes to the environment.
+    """
+    words = [*map(str, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "printed"
+        process = _CONTEXT.Process(target=_run, args=(words, log, cwd or Path.cwd(), {**os.environ, **environment}))
+        process.start()
+        process.join(3_000)
+        process.kill()
+        printed = log.read_text(encoding="utf-8", errors="replace")
+    assert process.exitcode == 0, f"{' '.join(words)}\n{printed}"
+    return printed
+
+
+def _run(words: list[str], log: Path, cwd: Path, environment: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    sys.argv = ["", *words[1:]]
+    code: object = 0
+    try:
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    for output in (sys.stdout, sys.stderr):
+        output.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
