@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,18 +13,15 @@ from rm_plugins.losses.needs import BATCH_NEEDS
 from rm_plugins_trl.reward_training.batch_facts import BatchFacts
 from rm_plugins_trl.reward_training.global_batch import items_of, of_judgements
 
-if TYPE_CHECKING:
-    from rm_plugins_trl.reward_training.reward_trainer import RewardTrainer
-
 LAST = "rows_of_last_batch"
 """The key in the last batch of an epoch for the number of rows, of all processes, that come before those that fill it up."""
 
 
-def mark_last_batch(trainer: RewardTrainer, batch: dict[str, Any]) -> None:
+def mark_last_batch(trainer: Any, batch: dict[str, Any]) -> None:
     """Note in the newest batch of a training how many of its rows do not fill it up, if it is the last one of an epoch.
 
     Args:
-        trainer: The trainer.
+        trainer: The `rm_plugins_trl.RewardTrainer`.
         batch: This process's batch, of `rm_plugins_trl.reward_training.training_rows.Collator`.
     """
     state = trainer.accelerator.gradient_state
@@ -34,7 +31,7 @@ def mark_last_batch(trainer: RewardTrainer, batch: dict[str, Any]) -> None:
             batch[LAST] = last
 
 
-def _rows_of_epoch(trainer: RewardTrainer) -> int | None:
+def _rows_of_epoch(trainer: Any) -> int | None:
     """The number of rows of an epoch, or None where nothing fills up its last batch, and for a stream, whose number of rows is unknown."""
     settings = trainer.args
     if settings.dataloader_drop_last or not settings.accelerator_config.even_batches:
