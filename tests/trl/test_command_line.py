@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import rm_plugins as rm
 from rm_plugins.cli import main
 from rm_plugins.models.manifest import Manifest
-from tests.trl.conftest import run_program, write_jsonl
+from tests.trl.conftest import newest_trl, run_program, write_jsonl
 from tests.warm_process import run_warm
 
 ROW = {"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " two"}
@@ -33,6 +33,7 @@ def test_flags(tiny_decoder: Any, tmp_path: Path) -> None:
     assert "## Reward" in (tmp_path / "rm" / "README.md").read_text(encoding="utf-8")
 
 
+@newest_trl
 def test_yaml_configuration(tiny_decoder: Any, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data" / "train.jsonl", [ROW] * 8)

@@ -234,6 +234,7 @@ class TestCommand:
         assert told.exit_code == 1
         assert "FSDP2 does not run on CPUs" in told.output
 
+    @newest_trl
     def test_settings_in_a_file_start_processes_once(self, tiny_decoder: Any, tmp_path: Path) -> None:
         """Without ``--cpu``; and the processes, which read the same file, start no others."""
         data = write_jsonl(tmp_path / "pairs.jsonl", [ROW] * 16)

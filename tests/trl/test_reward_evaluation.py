@@ -25,7 +25,7 @@ from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.evaluation.run import evaluate
 from rm_plugins.suites import Suite, SuiteItem, SuiteResult, SuiteSection
 from rm_plugins_trl import RewardConfig, RewardEvaluation, RewardTrainer
-from tests.trl.conftest import TRL_WARNINGS, run_program, write_jsonl
+from tests.trl.conftest import TRL_WARNINGS, newest_trl, run_program, write_jsonl
 
 pytestmark = TRL_WARNINGS
 
@@ -339,6 +339,7 @@ class TestModelCard:
         assert all(math.isfinite(value) for value in values.values())
 
 
+@newest_trl
 def test_two_processes_score_a_share_each_and_fail_together(tiny_decoder: Any, tmp_path: Path) -> None:
     rows = write_jsonl(tmp_path / "rows.jsonl", ROWS)
     printed = run_program(
