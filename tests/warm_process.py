@@ -8,11 +8,19 @@ import runpy
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.warm_imports"])
+
+
+def start_warm(run: Callable[..., None], *arguments: Any) -> Any:
+    """Start a function of a module in a fork; returns the `multiprocessing.Process`."""
+    process = _CONTEXT.Process(target=run, args=arguments)
+    process.start()
+    return process
 
 
 def run_warm(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> str:
@@ -26,8 +34,7 @@ def run_warm(*arguments: str | Path, cwd: Path | None = None, **environment: str
     words = [*map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "printed"
-        process = _CONTEXT.Process(target=_run, args=(words, log, cwd or Path.cwd(), {**os.environ, **environment}))
-        process.start()
+        process = start_warm(_run, words, log, cwd or Path.cwd(), {**os.environ, **environment})
         process.join(3_000)
         process.kill()
         printed = log.read_text(encoding="utf-8", errors="replace")

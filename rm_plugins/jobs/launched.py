@@ -81,9 +81,9 @@ class Launch:
             return
         try:
             connection = Client(tuple(meeting["address"]), authkey=bytes.fromhex(meeting["authkey"]))
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError, EOFError):
             return  # the job was over before this process came
-        except (OSError, EOFError, AuthenticationError) as error:
+        except (OSError, AuthenticationError) as error:
             raise ProcessError(
                 f"Process {self.rank} cannot connect to process 0 at {':'.join(map(str, meeting['address']))}: {error}. The machines must "
                 "reach each other on all ports."

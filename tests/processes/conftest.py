@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.kills.killing import in_a_process
+from tests.warm_process import start_warm
 
 RULES = '''
 import json
-import multiprocessing
 import os
 import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 
 def length(samples):
@@ -33,8 +33,7 @@ def length(samples):
         except FileNotFoundError:
             continue
         asked = json.loads(Path(f"met-{file.name}").read_text())
-        is_own = asked["who"] == "worker" or multiprocessing.parent_process() is None
-        who = os.getpid() if is_own else os.getppid()
+        who = os.getpid() if asked["who"] == "worker" else int(os.environ["PROGRAM"])
         threading.Timer(asked["seconds"], os.kill, [who, signal.SIGKILL]).start()
         break
     time.sleep(0.01)
@@ -69,23 +68,23 @@ class Program:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.said = ""
+        self._running: dict[int, Any] = {}
 
     def start(self, *arguments: str, environment: Mapping[str, str] | None = None, said: str = "said") -> int:
         """Start it; returns the id of the process."""
-        with open(self.folder / said, "wb") as file:
-            return in_a_process(lambda: self._command(arguments, environment or {}), file.fileno())
+        process = start_warm(_run, self.folder, arguments, {**os.environ, **(environment or {})}, said)
+        self._running[process.pid] = process
+        return int(process.pid)
 
     def end(self, child: int, said: str = "said") -> int:
         """Wait until it ends; returns its exit status."""
-        until = time.monotonic() + _LONGEST_SECONDS
-        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
-            if time.monotonic() > until:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                raise TimeoutError((self.folder / said).read_text())
-            time.sleep(0.005)
+        process = self._running.pop(child)
+        process.join(_LONGEST_SECONDS)
         self.said = (self.folder / said).read_text()
-        return os.waitstatus_to_exitcode(ended[1])
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(self.said)
+        return int(process.exitcode)
 
     def __call__(self, *arguments: str) -> int:
         """Run it; returns its exit status."""
@@ -102,16 +101,21 @@ class Program:
             file.unlink()
         return len(met)
 
-    def _command(self, arguments: tuple[str, ...], environment: Mapping[str, str]) -> None:
-        from rm_plugins.cli import main
 
-        os.setpgid(0, 0)  # as a shell does for a command, so that Ctrl-C reaches all of its processes
-        sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w") for number in (1, 2))  # not pytest's
-        logging.getLogger().handlers.clear()
-        os.chdir(self.folder)
-        os.environ.update({"XDG_CACHE_HOME": str(self.folder / "cache"), "COLUMNS": "500", **environment})
-        sys.path.insert(0, str(self.folder))
-        main(list(arguments), prog_name="rm-plugins")
+def _run(folder: Path, arguments: tuple[str, ...], environment: Mapping[str, str], said: str) -> None:
+    """Run the program in this process, which was forked for it."""
+    os.setpgid(0, 0)  # as a shell does for a command, so that Ctrl-C reaches all of its processes
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever runs the tests may ignore
+    os.chdir(folder)
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.environ.clear()
+    os.environ.update({**environment, "XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "500", "PROGRAM": str(os.getpid())})
+    sys.path.insert(0, str(folder))
+    from rm_plugins.cli import main
+
+    main(list(arguments), prog_name="rm-plugins")
 
 
 def running_in(folder: Path) -> list[int]:
@@ -133,9 +137,6 @@ def program(tmp_path: Path) -> Iterator[Program]:
     for name, spec in SPECS.items():
         (tmp_path / name).write_text(spec)
     (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
-    import rm_plugins.cli.score
-    import rm_plugins.jobs.scored_rows  # noqa: F401 - so that its processes need not
-
     yield Program(tmp_path)
     for process in running_in(tmp_path):
         os.kill(process, signal.SIGKILL)

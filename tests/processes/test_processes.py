@@ -191,7 +191,8 @@ def test_the_other_processes_of_a_launcher_end_with_process_0(program: Program) 
     assert [code for code, _ in ended] == [2, 2]
     assert "A launcher has started 2 processes already. Leave out --processes" in ended[0][1]
     ended = launched(program, "score", "plain.yaml", "nothing.jsonl", "-o", "out.jsonl")
-    assert [code for code, _ in ended] == [1, 0]
+    assert ended[0][0] == 1
+    assert ended[1][0] == 0 or "process 0, which has probably ended" in ended[1][1]  # the store may have gone already
 
 
 def test_torchrun_ends_with_a_killed_process_and_other_processes_resume(program: Program) -> None:

@@ -174,7 +174,8 @@ class _Trainer(RewardTrainer):
         self.losses = [copy.deepcopy(loss)]
         self.regularizers = {name: (0.1, chosen_regularizer(name)) for name in regularizers}
         self.heads, _ = trained_heads(loss, attributes_of(loss), None, 1)
-        self.accelerator = SimpleNamespace(num_processes=count, process_index=number)
+        middle = SimpleNamespace(in_dataloader=False)
+        self.accelerator = SimpleNamespace(num_processes=count, process_index=number, gradient_state=middle)
         self.args = SimpleNamespace(seed=0, device="cpu")
         self._settings: Any = SimpleNamespace(bootstrap=False)
         self._own_needs = own_needs(loss)

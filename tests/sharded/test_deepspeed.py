@@ -21,6 +21,7 @@ from rm_plugins_trl import RewardConfig, RewardTrainer
 from rm_plugins_trl.reward_training.checkpoints import checkpoint_to_resume, last_checkpoint
 from rm_plugins_trl.reward_training.deepspeed_files import DeepSpeedStates, deepspeed_states, problem_of_deepspeed
 from tests.conftest import make_tokenizer
+from tests.made_once import made_once
 from tests.sharded.launcher import outcomes
 from tests.trl.conftest import TRL_WARNINGS, tiny_config
 
@@ -52,7 +53,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = deepspeed_path()
     if place is None:
         pytest.skip("DeepSpeed is not installed, in the environment or in its worlds/deepspeed-VERSION (`make test` does that)")
-    folder = tmp_path_factory.mktemp("zero")
+    return made_once(tmp_path_factory, "zero", lambda folder: train_all(folder, place))
+
+
+def train_all(folder: Path, place: str) -> None:
+    """Run all trainings with the DeepSpeed of a place."""
     tokenizer = make_tokenizer()
     for name, tied in (("policy", True), ("untied", False)):
         set_seed(0)
@@ -68,7 +73,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "tests.sharded.zero_training", *map(str, (folder / "policy", folder / "untied", folder))]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1_600)
     assert found.returncode == 0, found.stdout + found.stderr
-    return folder
 
 
 @pytest.mark.parametrize(("group", "processes", "case"), [(*group, case) for group, cases in CASES.items() for case in cases])

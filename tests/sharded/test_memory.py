@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.made_once import made_once
 from tests.sharded.launcher import outcomes
 from tests.sharded.memory_cases import ENDED, SURVIVED
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("memory")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run(
-        [sys.executable, "-m", "tests.sharded.memory_cases", folder], env=environment, check=True, capture_output=True
-    )
-    return folder
+    def make(folder: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run(
+            [sys.executable, "-m", "tests.sharded.memory_cases", folder], env=environment, check=True, capture_output=True
+        )
+
+    return made_once(tmp_path_factory, "memory", make)
 
 
 @pytest.mark.parametrize("case", SURVIVED)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.made_once import made_once
 from tests.sharded.cases import GROUPS
 from tests.sharded.launcher import outcomes
 
@@ -17,9 +19,12 @@ Outcomes = dict[int, dict[str, dict[int, str]]]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     """What happened to each case in each process, by the number of processes."""
-    folder = tmp_path_factory.mktemp("sharded")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-m", "tests.sharded.cases", folder], env=environment, check=True, capture_output=True)
+
+    def make(folder: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([sys.executable, "-m", "tests.sharded.cases", folder], env=environment, check=True, capture_output=True)
+
+    folder = made_once(tmp_path_factory, "sharded", make)
     return {processes: outcomes(folder, processes) for processes in GROUPS}
 
 

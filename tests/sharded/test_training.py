@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import rm_plugins as rm
+from tests.made_once import made_once
 from tests.sharded.launcher import outcomes
 from tests.sharded.training import rows
 from tests.sharded.training_cases import GROUPS, STEPS, VARIANTS
@@ -27,12 +28,14 @@ CASES = [(group, case) for group, (_, cases) in GROUPS.items() for case in cases
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What all cases have written, and the model that they trained."""
-    folder = tmp_path_factory.mktemp("trainings")
-    made_policy(folder / "policy")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    program = (sys.executable, "-m", "tests.sharded.training_cases", folder / "policy", folder)
-    subprocess.run(program, env=environment, check=True, capture_output=True)
-    return folder
+
+    def make(folder: Path) -> None:
+        made_policy(folder / "policy")
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        program = (sys.executable, "-m", "tests.sharded.training_cases", folder / "policy", folder)
+        subprocess.run(program, env=environment, check=True, capture_output=True)
+
+    return made_once(tmp_path_factory, "trainings", make)
 
 
 def told(folder: Path, name: str) -> Any:
