@@ -23,6 +23,28 @@ def start_warm(run: Callable[..., None], *arguments: Any) -> Any:
     return process
 
 
+def call_warm(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function of a module in a fork, which ends without freeing anything; fails with its traceback.
+
+    This is for what uses gloo: its threads may wait for the interpreter's lock while the process waits for them to free their tensors.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "raised"
+        process = start_warm(_call, log, function, *arguments)
+        process.join(600)
+        process.kill()
+        assert process.exitcode == 0, log.read_text(encoding="utf-8") if log.exists() else "it did not end"
+
+
+def _call(log: Path, function: Callable[..., None], *arguments: Any) -> None:
+    try:
+        function(*arguments)
+    except BaseException:
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        os._exit(1)
+    os._exit(0)
+
+
 def run_warm(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> str:
     """Run a module of this environment as a program; returns what it printed, and fails with it.
 

@@ -31,6 +31,7 @@ from tests.batch_forward.conftest import (
     tolerance_of,
 )
 from tests.test_scoring_engine import PAD, SHARING, VOCABULARY, make_model
+from tests.warm_process import call_warm
 
 DROPOUTS = {"attention_dropout": 0.0, "hidden_dropout": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 
@@ -176,25 +177,26 @@ def test_an_adapter() -> None:
 
 
 def test_ddp_sees_one_call() -> None:
+    call_warm(ddp_sees_one_call)
+
+
+def ddp_sees_one_call() -> None:
     rows = batch_of_rows()
     model = family_model("llama", {})
     expected = one_by_one(model, rows)
     forward = BatchForward(model, 30)
     store = distributed.HashStore()  # type: ignore[attr-defined]  # it is exported where torch is built with it
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        wrapped = torch.nn.parallel.DistributedDataParallel(model)
-        calls: list[int] = []
-        model.register_forward_pre_hook(lambda *_: calls.append(1))
-        for _ in range(2):  # DDP notices in the second one what was amiss in the first
-            with forward.attention():
-                logits = wrapped(rows=rows).logits
-                found = gradients(model, loss_of(logits))
-        assert len(calls) == 2
-        torch.testing.assert_close(logits, expected[0])
-        torch.testing.assert_close(found, expected[1])
-    finally:
-        distributed.destroy_process_group()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    for _ in range(2):  # DDP notices in the second one what was amiss in the first
+        with forward.attention():
+            logits = wrapped(rows=rows).logits
+            found = gradients(model, loss_of(logits))
+    assert len(calls) == 2
+    torch.testing.assert_close(logits, expected[0])
+    torch.testing.assert_close(found, expected[1])
 
 
 # --- Log-probabilities -----------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from tests.trl.ppo.critics import (
     values_of,
     weights_of,
 )
+from tests.warm_process import call_warm
 
 
 class TestPolicy:
@@ -110,16 +111,19 @@ class TestPolicy:
     def test_its_forward_is_what_a_wrapper_of_several_processes_sees(self, make: Make, tmp_path: Path) -> None:
         critic = make("policy")
         torch.nn.init.normal_(critic.model.score.weight)
-        distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", world_size=1, rank=0)
-        try:
-            wrapped = DistributedDataParallel(critic)
-            with critic.attention():
-                values = wrapped(rows=ROWS, starts=STARTS)
-                values.sum().backward()
-        finally:
-            distributed.destroy_process_group()
-        assert torch.allclose(values, values_of(critic))
-        assert all(parameter.grad is not None for parameter in critic.parameters())
+        torch.save(critic, tmp_path / "critic")
+        call_warm(wrapped_forward, tmp_path)
+
+
+def wrapped_forward(folder: Path) -> None:
+    critic = torch.load(folder / "critic", weights_only=False)
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", world_size=1, rank=0)
+    wrapped = DistributedDataParallel(critic)
+    with critic.attention():
+        values = wrapped(rows=ROWS, starts=STARTS)
+        values.sum().backward()
+    assert torch.allclose(values, values_of(critic))
+    assert all(parameter.grad is not None for parameter in critic.parameters())
 
 
 class TestHead:
