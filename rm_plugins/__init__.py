@@ -3,9 +3,9 @@
 Importing this package imports no torch: every name below is loaded when it is first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rm_plugins.lazy_names import lazy_names
 from rm_plugins.version import __version__
 
 if TYPE_CHECKING:
@@ -48,12 +48,4 @@ _HOMES = {
     "load": "spec",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, __all__)

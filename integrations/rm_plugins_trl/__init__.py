@@ -1,8 +1,9 @@
 """rm-plugins in TRL's trainers. No other package of rm-plugins imports trl; this one does when one of the names below is first used."""
 
-from importlib import import_module
 from logging import getLogger
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rm_plugins.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from rm_plugins_trl.ppo import PPOConfig, PPOTrainer
@@ -43,12 +44,4 @@ _HOMES = {
     "reward_func": "reward_function",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, __all__)

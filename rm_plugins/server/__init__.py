@@ -5,8 +5,9 @@ Importing this package does not import a web framework: the names below are load
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rm_plugins.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from rm_plugins.server.app import create_app
@@ -17,12 +18,4 @@ __all__ = ["ServedReward", "Settings", "create_app"]
 
 _HOMES = {"ServedReward": "served_reward", "Settings": "settings", "create_app": "app"}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, __all__)
