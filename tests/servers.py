@@ -50,6 +50,12 @@ def free_port() -> int:
         return port
 
 
+def workers_of(process: int) -> list[int]:
+    """The processes that serve for a process of ``rm-plugins serve``, where there are several."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()
+    return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8")]
+
+
 class ServerProcess:
     """A server in a process of its own, ready when the block begins and ended by SIGTERM at its end.
 

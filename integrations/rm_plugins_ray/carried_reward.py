@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rm_plugins.errors import ModelError, ProcessError, RmPluginsError, Unsuppor
 from rm_plugins.identity import fingerprint
 from rm_plugins.providers.combinators.parts import compares_samples, learns_while_scoring
 from rm_plugins.version import __version__
+from rm_plugins_ray.node_check import node_check
 from rm_plugins_ray.shipped_spec import ShippedSpec
 
 
@@ -85,8 +86,10 @@ class CarriedReward:
         from ray import cloudpickle
 
         here = platform.node()
-        if self.version != __version__:
-            raise ProcessError(_other_versions(here, __version__, self.version))
+        try:
+            node_check(self.version)()
+        except RuntimeError as error:
+            raise ProcessError(str(error)) from error
         ShippedSpec({}, self.paths).check_here()
         try:
             provider: rm.Provider = cloudpickle.loads(self.pickled)
@@ -102,31 +105,3 @@ class CarriedReward:
                 f"{self.fingerprint[:12]}. Files that the spec names, or the code of its functions, differ. Copy the driver's there."
             )
         return provider
-
-
-def _other_versions(node: str, there: str, here: str) -> str:
-    return f"The node {node} has rm-plugins {there}, and the driver has {here}. Install the same version on every node of the cluster."
-
-
-def check_versions(found: Iterable[tuple[str, str, str]]) -> None:
-    """Refuse nodes that cannot run what the driver sends.
-
-    Args:
-        found: Of each node its name, its version of rm-plugins, or why there is none, and its version of Python.
-
-    Raises:
-        ProcessError: A node has another version of rm-plugins or of Python, or lacks rm-plugins.
-    """
-    mine = ".".join(platform.python_version_tuple()[:2])
-    for node, version, python in found:
-        if not version[:1].isdigit():
-            raise ProcessError(
-                f"The node {node} cannot import rm_plugins_ray: {version}. Install rm-plugins[ray] {__version__} on every node of the "
-                "cluster."
-            )
-        if version != __version__:
-            raise ProcessError(_other_versions(node, version, __version__))
-        if python != mine:
-            raise ProcessError(
-                f"The node {node} has Python {python}, and the driver has {mine}. Use one version on the whole cluster."
-            )

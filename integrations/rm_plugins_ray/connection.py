@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rm_plugins.errors import MissingDependencyError, ProcessError
-from rm_plugins_ray.carried_reward import check_versions
+from rm_plugins.version import __version__
 from rm_plugins_ray.connecting import connected_ray
+from rm_plugins_ray.node_check import node_check, reason_of
 
 _ASKED = 60.0
-"""Seconds that a node may take to answer with its versions."""
+"""Seconds that a node may take to check its versions."""
 
 
 def check_installed() -> None:
@@ -67,34 +68,23 @@ def _connect(address: str) -> None:
 
 
 def check_nodes() -> None:
-    """Ask every node for its versions; nodes that join later are asked when an actor starts there.
+    """Check that every node can run what this process sends; nodes that join later are checked when an actor starts there.
 
     Raises:
-        ProcessError: As `check_versions`; or a node does not answer.
+        ProcessError: A node has another version of rm-plugins or of Python, lacks rm-plugins, or does not answer.
     """
     import ray
-    from ray.exceptions import GetTimeoutError
+    from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def versions() -> tuple[str, str]:
-        # It is sent by value, as it is not at the top of a module: it also runs where rm-plugins is missing.
-        import platform
-
-        python = ".".join(platform.python_version_tuple()[:2])
-        try:
-            import rm_plugins_ray  # noqa: F401
-            from rm_plugins.version import __version__
-        except ImportError as error:
-            return str(error), python
-        return __version__, python
-
-    ask = ray.remote(num_cpus=0, max_retries=3)(versions)
-    nodes = [(node["NodeID"], str(node["NodeManagerAddress"])) for node in ray.nodes() if node["Alive"]]
-    asked = [ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote() for node, _ in nodes]
+    check = ray.remote(num_cpus=0, max_retries=3)(node_check(__version__))
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    checks = [check.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote() for node in nodes]
     try:
-        answers = ray.get(asked, timeout=_ASKED)
+        ray.get(checks, timeout=_ASKED)
     except GetTimeoutError as error:
         raise ProcessError(
             f"Not every node of the cluster started a process within {_ASKED:.0f} s. See `ray status` for nodes that hang."
         ) from error
-    check_versions((name, version, python) for (_, name), (version, python) in zip(nodes, answers, strict=True))
+    except RayError as error:
+        raise ProcessError(f"A node of the cluster cannot run this job. {reason_of(error)}") from error

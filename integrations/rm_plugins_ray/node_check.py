@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Callable
 
 
 def node_check(version: str) -> Callable[[], None]:
-    """A function that checks, on the node that calls it, that the package is there in a version.
+    """A function that checks, on the node that calls it, that Python and the package are there in the versions of this process.
 
-    It is local, so that Ray sends its code instead of importing it from the package that may be missing.
+    It raises RuntimeError. It is local, so that Ray sends its code instead of importing it from the package that may be missing.
 
     Args:
-        version: The version in the process that started what runs on the node.
+        version: The version of rm-plugins in the process that started what runs on the node.
     """
+    started_with = ".".join(platform.python_version_tuple()[:2])
 
     def check() -> None:
+        import platform
         import socket
 
-        needs = f"The node {socket.gethostname()} needs rm-plugins {version}, which this job was started with"
+        here = f"The node {socket.gethostname()}"
+        python = ".".join(platform.python_version_tuple()[:2])
+        if python != started_with:
+            raise RuntimeError(
+                f"{here} has Python {python}, but this job was started with {started_with}. Use one version on the whole cluster."
+            )
+        needs = f"{here} needs rm-plugins {version}, which this job was started with"
         remedy = f"Install it on every node, or name it in the runtime environment: pip: ['rm-plugins[ray]=={version}']."
         try:
             from rm_plugins.version import __version__ as installed

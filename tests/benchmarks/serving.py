@@ -102,13 +102,14 @@ class Connection:
             self._streams[1].close()
 
 
-def bodies_of(samples: Sequence[rm.Sample]) -> list[bytes]:
-    """A request for each sample."""
-    return [json.dumps({"samples": [sample_to_json(sample)]}).encode() for sample in samples]
+def bodies_of(samples: Sequence[rm.Sample], each: int = 1) -> list[bytes]:
+    """Requests with `each` samples."""
+    parts = [samples[start : start + each] for start in range(0, len(samples), each)]
+    return [json.dumps({"samples": [sample_to_json(sample) for sample in part]}).encode() for part in parts]
 
 
-async def closed_loop(url: str, bodies: Sequence[bytes], clients: int) -> Load:
-    """So many clients that each send a request when the one before is answered."""
+async def closed_loop(url: str, bodies: Sequence[bytes], clients: int, each: int = 1) -> Load:
+    """So many clients that each send a request, with `each` samples, when the one before is answered."""
     load, numbers = Load(), iter(range(len(bodies)))
 
     async def client() -> None:
@@ -118,7 +119,7 @@ async def closed_loop(url: str, bodies: Sequence[bytes], clients: int) -> Load:
             status, found = await connection.post("/v1/rewards", bodies[number])
             load.latencies.append(time.perf_counter() - sent)
             load.statuses[status] = load.statuses.get(status, 0) + 1
-            load.values[number] = found["rewards"][0]["reward"]
+            load.values.update((number * each + place, row["reward"]) for place, row in enumerate(found["rewards"]))
         connection.close()
 
     started = time.perf_counter()

@@ -58,6 +58,8 @@ class Job(ABC):
     name: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
     """What is in the folder when it is done, besides what was there before."""
+    kills_workers: ClassVar[bool] = False
+    """Whether the processes that it starts are killed too, and not only the command itself."""
 
     def __init__(self, inputs: Path) -> None:
         self.inputs = inputs
@@ -95,6 +97,18 @@ class Score(Job):
     def arguments(self, folder: Path) -> Sequence[str]:
         """Thirty batches."""
         return ["score", "learns.yaml", "rows.jsonl", "-o", "out.jsonl", "--batch-size", "10"]
+
+
+class Processes(Job):
+    """``score`` by two processes."""
+
+    name = "processes"
+    outputs = ("out.jsonl",)
+    kills_workers = True
+
+    def arguments(self, folder: Path) -> Sequence[str]:
+        """Thirty blocks."""
+        return ["score", "plain.yaml", "rows.jsonl", "-o", "out.jsonl", "--batch-size", "10", "--processes", "2"]
 
 
 class Rank(Job):
@@ -233,7 +247,7 @@ class Train(Job):
         """What a checkpoint has too little, the next start must find out."""
 
 
-JOBS: dict[str, type[Job]] = {job.name: job for job in (Score, Rank, Generate, Evaluate, Train, Merge, Calibrate)}
+JOBS: dict[str, type[Job]] = {job.name: job for job in (Score, Processes, Rank, Generate, Evaluate, Train, Merge, Calibrate)}
 
 
 def digest(path: Path) -> str:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def killed(job: Job, count: int, chance: random.Random) -> Outcome:
     with tempfile.TemporaryDirectory(prefix=f"kills-{job.name}-") as scratch:
         undisturbed = _folder(job, Path(scratch) / "undisturbed")
         started = time.monotonic()
-        code, said = _run(job, undisturbed)
+        code, said, _ = _run(job, undisturbed)
         longest = time.monotonic() - started
         assert code == 0, f"{job.name} fails undisturbed:\n{said}"
         expected, names = job.result(undisturbed), _names(undisturbed)
@@ -69,13 +70,14 @@ def _finish(job: Job, folder: Path, longest: float, chance: random.Random, outco
     while True:
         outcome.starts += 1
         started = time.monotonic()
-        code, said = _run(job, folder, kill_after=chance.uniform(0, longest))
-        if code == -signal.SIGKILL:
+        code, said, was_killed = _run(job, folder, chance.uniform(0, longest), chance)
+        if was_killed:
             outcome.kills += 1
             try:
                 job.check(folder)
             except (AssertionError, OSError, ValueError) as error:
                 outcome.wrong.append(f"after kill {outcome.kills}: {error!r}")
+        if code == -signal.SIGKILL or "Run the same command again to resume" in said:
             continue
         # Killed after its last step and before its end, it finds its own output.
         if code and "exists already" not in said:
@@ -95,19 +97,32 @@ def _names(folder: Path) -> set[str]:
     return {str(path) for path in paths if not any(part.startswith(("checkpoint-", "__pycache__")) for part in path.parts)}
 
 
-def _run(job: Job, folder: Path, kill_after: float | None = None) -> tuple[int, str]:
-    """The exit status of the command and what it said; it is killed after so many seconds."""
+def _run(job: Job, folder: Path, kill_after: float | None = None, chance: random.Random | None = None) -> tuple[int, str, bool]:
+    """The exit status of the command, what it said, and whether it or a process of it was killed, after so many seconds."""
     with tempfile.TemporaryFile() as said:
         child = in_a_process(lambda: _command(job.arguments(folder), folder), said.fileno())
         deadline = time.monotonic() + (_LONGEST_SECONDS if kill_after is None else kill_after)
+        was_killed = False
         while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
             if time.monotonic() >= deadline:
-                os.kill(child, signal.SIGKILL)
-                ended = os.waitpid(child, 0)
-                break
+                # Where a process of the command is killed, the command itself finds out and ends, or does its work again.
+                victims = [child, *(_workers(child) if job.kills_workers and kill_after is not None else ())]
+                with suppress(ProcessLookupError):
+                    os.kill(chance.choice(victims) if chance else child, signal.SIGKILL)
+                    was_killed = True
+                deadline = time.monotonic() + _LONGEST_SECONDS
             time.sleep(0.001)
         said.seek(0)
-        return os.waitstatus_to_exitcode(ended[1]), said.read().decode(errors="replace")
+        return os.waitstatus_to_exitcode(ended[1]), said.read().decode(errors="replace"), was_killed
+
+
+def _workers(process: int) -> list[int]:
+    """The processes that a process has started."""
+    started: list[int] = []
+    for thread in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):  # it has ended
+            started += map(int, thread.read_text().split())
+    return started
 
 
 def in_a_process(work: Callable[[], None], output: int) -> int:

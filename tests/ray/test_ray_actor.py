@@ -131,6 +131,13 @@ def test_a_node_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         node_check("1.2")()
 
 
+def test_a_node_with_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = node_check("1.2")
+    monkeypatch.setattr("platform.python_version_tuple", lambda: ("3", "9", "1"))
+    with pytest.raises(RuntimeError, match=r"The node .* has Python 3\.9, but this job was started with \d\.\d+\. Use one"):
+        check()
+
+
 def test_paths_of_the_driver_only_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "rm").symlink_to(folder)
     inner, outer = tmp_path / "inner.yaml", tmp_path / "outer.yaml"

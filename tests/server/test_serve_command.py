@@ -28,6 +28,7 @@ from rm_plugins.cli import main
 from rm_plugins.errors import ModelError
 from rm_plugins.server import ServedReward, Settings
 from rm_plugins.server.agreement import Agreement
+from tests.servers import workers_of
 
 ROOT = Path(__file__).parents[2]
 RULES = """
@@ -85,9 +86,7 @@ class Process:
 
     def workers(self) -> list[int]:
         """The processes that serve, where there are several."""
-        number = self._process.pid
-        children = Path(f"/proc/{number}/task/{number}/children").read_text(encoding="utf-8").split()
-        return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8")]
+        return workers_of(self._process.pid)
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -16,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 import rm_plugins as rm
 from rm_plugins_trl import reward_func
-from tests.servers import RewardServer
+from tests.servers import RewardServer, workers_of
 from tests.trl.conftest import TRL_WARNINGS, newest_trl
 
 pytestmark = TRL_WARNINGS
@@ -41,41 +43,80 @@ class Restart(TrainerCallback):  # type: ignore[misc]  # of a library that is ta
         self.server.start()
 
 
+class KillReplicas(TrainerCallback):  # type: ignore[misc]  # of a library that is taken as untyped
+    """Kills one replica of a server at the end of the first step, and the other at the end of the third, when the first is back."""
+
+    def __init__(self, server: RewardServer) -> None:
+        self.server = server
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in (1, 3):
+            self._await_both()
+            os.kill(sorted(workers_of(self.server.process.pid))[0], signal.SIGKILL)
+
+    def _await_both(self) -> None:
+        deadline = time.monotonic() + 120
+        while httpx2.get(f"{self.server.url}/health", headers={"Connection": "close"}).json()["workers"]["serving"] < 2:
+            assert time.monotonic() < deadline, self.server.log
+            time.sleep(0.1)
+
+
+def train(reward: rm.Provider, folder: Path, policy: Path, out: Path, callback: TrainerCallback) -> list[dict[str, float]]:
+    """What a GRPO training of four steps logs, with a reward elsewhere and the same one here."""
+    trainer = GRPOTrainer(
+        model=str(policy),
+        reward_funcs=[reward_func(reward, name="remote"), reward_func(folder, name="local")],
+        args=GRPOConfig(
+            output_dir=str(out),
+            per_device_train_batch_size=4,
+            num_generations=2,
+            max_completion_length=8,
+            max_steps=4,
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            save_strategy="no",
+        ),
+        train_dataset=PROMPTS,
+        callbacks=[callback],
+    )
+    trainer.train()
+    return [entry for entry in trainer.state.log_history if "reward" in entry]
+
+
+def check_equal(logged: list[dict[str, float]], remote: rm.Provider) -> None:
+    """The reward elsewhere gave the numbers of the one here, each time."""
+    assert len(logged) == 4
+    for entry in logged:
+        for figure in ("mean", "std"):
+            assert entry[f"rewards/remote/{figure}"] == pytest.approx(entry[f"rewards/local/{figure}"], abs=1e-4)
+    assert remote.counts["samples"] == 16
+    assert remote.counts["errors"] == remote.counts["abstained"] == 0
+
+
 @newest_trl
 def test_grpo_survives_a_server_restarted_in_the_middle(tiny_decoder: Any, tiny_policy: Path, tmp_path: Path) -> None:
     folder = tiny_decoder()
     with RewardServer(folder) as server:
         remote = rm.load(server.url)
         restart = Restart(server)
-        trainer = GRPOTrainer(
-            model=str(tiny_policy),
-            reward_funcs=[reward_func(remote, name="remote"), reward_func(folder, name="local")],
-            args=GRPOConfig(
-                output_dir=str(tmp_path),
-                per_device_train_batch_size=4,
-                num_generations=2,
-                max_completion_length=8,
-                max_steps=4,
-                logging_steps=1,
-                report_to="none",
-                disable_tqdm=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                save_strategy="no",
-            ),
-            train_dataset=PROMPTS,
-            callbacks=[restart],
-        )
-        trainer.train()
+        logged = train(remote, folder, tiny_policy, tmp_path, restart)
         restart.waiting.join()
-    logged = [entry for entry in trainer.state.log_history if "reward" in entry]
-    assert len(logged) == 4
-    for entry in logged:
-        for figure in ("mean", "std"):
-            assert entry[f"rewards/remote/{figure}"] == pytest.approx(entry[f"rewards/local/{figure}"], abs=1e-4)
+    check_equal(logged, remote)
     assert remote.counts["connection_errors"] > 0, "the server was not missed: the restart came too late to show anything"
-    assert remote.counts["samples"] == 16
-    assert remote.counts["errors"] == remote.counts["abstained"] == 0
+
+
+@newest_trl
+def test_grpo_continues_while_replicas_die(tiny_decoder: Any, tiny_policy: Path, tmp_path: Path) -> None:
+    folder = tiny_decoder()
+    with RewardServer(folder, "--devices", "cpu,cpu") as server:
+        remote = rm.load(server.url)
+        logged = train(remote, folder, tiny_policy, tmp_path, KillReplicas(server))
+        log = server.log
+    check_equal(logged, remote)
+    assert log.count("ended with exit status -9; it is replaced") == 2, log
 
 
 def test_ppo_gets_the_rewards_that_it_gets_from_the_same_model_here(tiny_decoder: Any, tmp_path: Path) -> None:
