@@ -48,6 +48,7 @@ class Campaign:
         folder: Where the rows are, and what is written.
         moments: Chooses victims and moments.
         cluster: A `ray.cluster_utils.Cluster`, whose head node is never killed.
+        victim: What is killed next, if it was chosen and is not there yet.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Campaign:
     cluster: Any
     kills: Counter[str] = field(default_factory=Counter)
     starts: int = 0
+    victim: str = ""
     node: Any = None
 
     def run(self, number: int, most: int) -> str | None:
@@ -98,10 +100,11 @@ class Campaign:
 
     def _disturbed(self, driver: subprocess.Popen[bytes], out: Path, pids: Path) -> subprocess.Popen[bytes]:
         """Kill something; returns the driver that runs then."""
-        victim = self.moments.choice(VICTIMS)
+        victim = self.victim = self.victim or self.moments.choice(VICTIMS)
         scoring = [int(path.name) for path in pids.iterdir() if Path(f"/proc/{path.name}").exists()]
         if victim == "actor" and not scoring:
-            return driver  # there is none yet
+            return driver  # there is none yet, so it is killed next time
+        self.victim = ""
         self.kills[victim] += 1
         if victim == "actor":
             kill(self.moments.choice(sorted(scoring)))
