@@ -14,7 +14,7 @@ _MARKED = re.compile(r"\[\[([^\[\]\n]{1,80})\]\]|\\boxed\{(?:\\text\{)?([^{}\n]{
 """A verdict in double brackets, or in a box as models trained on mathematics write it."""
 
 _LINE = re.compile(
-    r"^[\s>#*_-]*(?:my |the |final |overall )*(?:answer|choice|decision|judge?ment|preference|verdict|winner)[\s*_]*(?::|=|\bis\b:?)(.+)$",
+    r"^[ \t>#*_-]*(?:my |the |final |overall )*(?:answer|choice|decision|judge?ment|preference|verdict|winner)[ \t*_]*(?::|=|\bis\b:?)([^\r\n]+)",
     re.IGNORECASE | re.MULTILINE,
 )
 """A line such as ``**Final verdict:** A``."""
