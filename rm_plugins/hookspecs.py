@@ -57,10 +57,10 @@ class HookSpecs:
     def rm_register_protocols(self) -> Sequence[type[Protocol]]:  # type: ignore[empty-body]
         """Protocols of remote scorers: subclasses of `rm_plugins.protocols.Protocol`, used as ``protocol: NAME``."""
 
-
     @hookspec
     def rm_register_judges(self) -> Sequence[type[Judge]]:  # type: ignore[empty-body]
         """Language models that are asked questions: subclasses of `rm_plugins.judges.Judge`, used as ``judge: NAME``."""
+
     @hookspec
     def rm_register_suites(self) -> Sequence[type[Suite]]:  # type: ignore[empty-body]
         """Reward benchmarks: subclasses of `rm_plugins.suites.Suite`, used as ``rm-plugins evaluate --suite NAME``."""

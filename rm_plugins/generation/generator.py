@@ -191,4 +191,6 @@ class Generator(ABC):
         except RmPluginsError:
             raise
         except Exception as error:
-            raise ModelError(f"The model {self.model!r} failed on {len(prompts)} prompts: {type(error).__name__}: {error}") from error
+            raise ModelError(
+                f"The model {self.model!r} failed on {len(prompts)} prompts: {type(error).__name__}: {error}"
+            ) from error

@@ -14,7 +14,6 @@ from rm_plugins.models.model_folder import allows_code
 from rm_plugins.models.own_weights import own_weights
 from rm_plugins.models.placement import default_device
 
-
 Warper: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Row = TypeVar("Row")
 Written = TypeVar("Written")
@@ -82,9 +81,7 @@ class TransformersGenerator(Generator):
             completions.update(zip(places, _in_halves(write, [prompts[place] for place in places]), strict=True))
         return [completions[place] for place in range(len(prompts))]
 
-    def _greedy_completion(
-        self, prompt: list[int], row: list[int], watched: Sequence[Mapping[int, float]]
-    ) -> GreedyCompletion:
+    def _greedy_completion(self, prompt: list[int], row: list[int], watched: Sequence[Mapping[int, float]]) -> GreedyCompletion:
         completion = self._completion(prompt, row)
         end = next((place for place, token in enumerate(row) if token in self._ends), len(row))
         return GreedyCompletion(tuple(row[:end]), completion.text, completion.finished, tuple(watched[:end]))

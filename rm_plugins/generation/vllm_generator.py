@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 from rm_plugins.errors import MissingDependencyError
 from rm_plugins.generation.generator import Completion, Generator, GreedyCompletion
 
-
 _TOP_LOGPROBS = 20
 """The most log-probabilities that vLLM gives by default."""
 
@@ -79,6 +78,7 @@ class VLLMGenerator(Generator):
             tokens.pop()  # the token that ended it
         steps: Sequence[Mapping[int, Any]] = output.logprobs or ()
         seen = tuple(
-            {token: math.exp(entry.logprob) for token, entry in step.items() if token in watched} for step in steps[: len(tokens)]
+            {token: math.exp(entry.logprob) for token, entry in step.items() if token in watched}
+            for step in steps[: len(tokens)]
         )
         return GreedyCompletion(tuple(tokens), output.text, finished, seen)

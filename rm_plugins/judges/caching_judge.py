@@ -44,7 +44,9 @@ class CachingJudge(Judge):
             if key in known or key in unknown:
                 continue
             reply = None if cache is None else cache.get(question)
-            if reply is None or (reply.label_probabilities is not None and set(reply.label_probabilities) != set(question.labels)):
+            if reply is None or (
+                reply.label_probabilities is not None and set(reply.label_probabilities) != set(question.labels)
+            ):
                 unknown[key] = question
             else:
                 known[key] = reply

@@ -43,7 +43,9 @@ class ChatCompletions(Protocol):
 
     name: ClassVar[str] = "openai"
     sent_as: ClassVar[tuple[str, ...]] = ("a question",)
-    if_absent: ClassVar[str] = "Name a model that the server has, `judge: {name: openai, model: NAME}`; leave /v1 out of the URL."
+    if_absent: ClassVar[str] = (
+        "Name a model that the server has, `judge: {name: openai, model: NAME}`; leave /v1 out of the URL."
+    )
     batches: ClassVar[bool] = False
 
     def __init__(
@@ -142,7 +144,7 @@ class ChatCompletions(Protocol):
 
     def failure(self, response: Response, items: int) -> Failure:
         """What an error status means; a key that the server refuses is left out when the request is sent again."""
-        if response.status in (400, 422, 500, 501):
+        if response.status in (400, 403, 422, 500, 501):  # OpenAI answers 403 where a model has no logprobs
             message = self.message(response)
             for key, told in _OPTIONAL.items():
                 if told.search(message) and (key != "response_format" or self.structured == "auto"):

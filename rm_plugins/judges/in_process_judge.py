@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.generation import Generator, Sampling, load_generator
-from rm_plugins.generation.generator import GreedyCompletion
+from rm_plugins.generation import Generator, GreedyCompletion, Sampling
 from rm_plugins.judges.caching_judge import CachingJudge
 from rm_plugins.judges.judge import Question, Reply
 from rm_plugins.judges.model_files import folder_digest
@@ -37,7 +37,6 @@ class InProcessJudge(CachingJudge):
         SpecError: A number is less than 1, or the folder of the cache cannot be made.
     """
 
-    engine: ClassVar[str]
     keys_without_effect: ClassVar[frozenset[str]] = CachingJudge.keys_without_effect | {"batch_size"}
 
     def __init__(
@@ -105,12 +104,13 @@ class InProcessJudge(CachingJudge):
                 replies.update(zip(places, self._answered(generator, asked, labels), strict=True))
         return [replies[place] for place in range(len(questions))]
 
+    @abstractmethod
+    def _load(self, sampling: Sampling) -> Generator:
+        """Load the model, which leaves room for the tokens of an answer."""
+
     def _loaded(self) -> Generator:
         if self._generator is None:
-            sampling = Sampling(1, max_new_tokens=max(self.max_tokens, self.label_tokens))
-            self._generator = load_generator(
-                self.model, sampling, engine=self.engine, options=self.options, batch_size=self.batch_size
-            )
+            self._generator = self._load(Sampling(1, max_new_tokens=max(self.max_tokens, self.label_tokens)))
         return self._generator
 
     def _answered(self, generator: Generator, prompts: Sequence[list[int]], labels: tuple[str, ...]) -> list[Reply]:

@@ -85,5 +85,5 @@ class Judge(Component):
             ScoringError: No question can be answered, because the judge itself does not work.
         """
 
-    def close(self) -> None:  # noqa: B027 - most judges hold nothing
+    def close(self) -> None:
         """Free what it holds: connections, the memory of a model. Asking again opens it again."""

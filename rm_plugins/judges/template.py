@@ -61,7 +61,9 @@ class Template:
         self.names = frozenset(meta.find_undeclared_variables(parsed)) - frozenset(environment.globals)
         """The names of values that it uses: those of the sample, those that it is given, and columns."""
         if needed and not self.names & {*needed}:
-            raise SpecError(f"the template must use {' or '.join(map(repr, needed))}, or the question would not show it.", key=key)
+            raise SpecError(
+                f"the template must use {' or '.join(map(repr, needed))}, or the question would not show it.", key=key
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _made_again, (self.source, self.given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from rm_plugins.generation import Generator, Sampling, load_generator
 from rm_plugins.judges.in_process_judge import InProcessJudge
 
 
@@ -26,4 +27,6 @@ class TransformersJudge(InProcessJudge):
     """
 
     name: ClassVar[str] = "transformers"
-    engine: ClassVar[str] = "transformers"
+
+    def _load(self, sampling: Sampling) -> Generator:
+        return load_generator(self.model, sampling, engine="transformers", options=self.options, batch_size=self.batch_size)

@@ -16,7 +16,6 @@ from rm_plugins.rendering.written_out import written_out
 from rm_plugins.replies import Grade, LabelScale, answer_scale, only_choice, withheld
 from rm_plugins.samples import RenderedSample
 
-
 _RUBRIC = """Below are a request and a response to it.
 
 <request>
@@ -47,8 +46,8 @@ class OpenAIJudge(Protocol):
         system: A system message before the rubric.
         labels: The value of each label; by default ``{"Yes": 1.0, "No": 0.0}`` (YAML needs the quotes) unless `range` is set. Variants in
             case and white space count as the label. A label must be a single token of the judge.
-        min_label_mass: The smallest total probability of the labels, by default 0.5; below it, the judge did not answer the question. Refused
-            beside `range`.
+        min_label_mass: The smallest total probability of the labels, by default 0.5; below it, the judge did not answer the
+            question. Refused beside `range`.
         top_logprobs: The number of tokens with logprobs that are requested, by default 20, which is also the most. Refused beside `range`.
         range: The lowest and the highest number that the judge may answer.
         pattern: A regular expression with one group, the number; its last match in the answer counts. By default the last line

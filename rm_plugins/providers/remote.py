@@ -26,7 +26,6 @@ from rm_plugins.scores import Scores, parts_of_columns
 from rm_plugins.wire import sample_to_json
 
 
-
 class Remote(Provider):
     """A scorer on another machine, or several that serve the same model.
 

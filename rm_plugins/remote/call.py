@@ -17,10 +17,10 @@ from rm_plugins.protocols.request_ids import request_ids
 from rm_plugins.redaction import redact_logs, redacted
 from rm_plugins.remote.endpoint import Endpoint
 from rm_plugins.remote.fleet import Fleet, Turn
-from rm_plugins.remote.sendable import Sendable
 from rm_plugins.remote.request_failure import RequestFailure
 from rm_plugins.remote.requests import ANSWER_BYTES, ScoringRequest, packed, read_answer, scoring_request
 from rm_plugins.remote.retry import backoff
+from rm_plugins.remote.sendable import Sendable
 
 logger = logging.getLogger(__name__)
 redact_logs([__name__])

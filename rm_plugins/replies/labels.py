@@ -15,7 +15,9 @@ from rm_plugins.replies.reasoning import OPEN_REASONING, end_of_reasoning
 _CONTINUES = re.compile(r"\w|[.,]\d")
 """Text after a label that makes it another word or number, as in "None" (No) or "1.5" (1)."""
 
-_INSTEAD = "Use a server and model that return them, or let the judge answer with a number: `range: [1, 10]` instead of `labels`"
+_INSTEAD = (
+    "Use a server and model that return them, or let the judge answer with a number: `range: [1, 10]` instead of `labels`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,9 @@ def _alternatives(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for other in named:
         logprob = other.get("logprob")
         if isinstance(logprob, bool) or not isinstance(logprob, (int, float)) or not math.isfinite(logprob):
-            raise AnswerError(f"the logprob of {other['token']!r:.40} is {logprob!r:.80}; a finite number was expected", rows=[0])
+            raise AnswerError(
+                f"the logprob of {other['token']!r:.40} is {logprob!r:.80}; a finite number was expected", rows=[0]
+            )
         yield other["token"], math.exp(min(logprob, 1.0))
 
 

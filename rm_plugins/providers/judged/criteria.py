@@ -132,7 +132,9 @@ def _levels(value: Any, where: str) -> Mapping[str, float]:
         if len(levels) < len(value):
             raise DataError(f"{where} has a level twice: {list(value)}.")
     else:
-        raise DataError(f"{where} must be a mapping of levels to numbers, or a list from the worst to the best, not {value!r:.80}.")
+        raise DataError(
+            f"{where} must be a mapping of levels to numbers, or a list from the worst to the best, not {value!r:.80}."
+        )
     folded = [name.strip().casefold() for name in levels]
     if len(levels) < 2 or not all(folded) or len(set(folded)) < len(folded):
         raise DataError(f"{where} needs at least two different names, not {[*levels]}.")
@@ -158,6 +160,8 @@ def _check_together(criteria: Sequence[Criterion], where: str) -> None:
                     f"{where}[{other}] and {where}[{place}] contradict each other: {criterion.text!r:.80} counts for the completion and "
                     "against it."
                 )
-            raise DataError(f"{where}[{place}] is the same criterion as {where}[{other}]: {criterion.text!r:.80}. Leave one out.")
+            raise DataError(
+                f"{where}[{place}] is the same criterion as {where}[{other}]: {criterion.text!r:.80}. Leave one out."
+            )
         if criterion.name and (other := names.setdefault(criterion.name, place)) != place:
             raise DataError(f"{where}[{place}] has the same name as {where}[{other}]: {criterion.name!r}. Rename one.")

@@ -13,7 +13,7 @@ from typing import Any
 from rm_plugins.errors import SpecError
 from rm_plugins.judges import Reply, verdict_of
 from rm_plugins.providers.judged.criteria import YES_NO, Criterion
-from rm_plugins.replies import LabelScale, Labels, after_reasoning, json_in
+from rm_plugins.replies import Labels, LabelScale, after_reasoning, json_in
 
 _LINE = re.compile(r"^[ \t>*_-]*(?:criterion )?(\d{1,4})[ \t*_]*[.):=-]+([^\r\n]+)", re.IGNORECASE | re.MULTILINE)
 """A line such as ``3. yes``."""

@@ -107,5 +107,3 @@ class Judged(Provider):
         if reply.label_probabilities is None:
             return self.scale.of_text(reply.text)
         return self.scale.of_masses(reply.label_probabilities, reply.text)
-
-

@@ -186,9 +186,7 @@ class Rubric(Provider):
             for number, criterion in enumerate(criteria, start=1)
         ]
         instruction = instruction_for_one(criteria[0]) if is_single else instruction_for_several(criteria, self.explain)
-        text = self.template.render(
-            sample, {**given, "criteria": shown, "criterion": shown[0], "instruction": instruction}
-        )
+        text = self.template.render(sample, {**given, "criteria": shown, "criterion": shown[0], "instruction": instruction})
         messages = ({"role": "user", "content": text},)
         if self.system is not None:
             messages = ({"role": "system", "content": self.system}, *messages)  # type: ignore[assignment]
@@ -222,7 +220,8 @@ class Rubric(Provider):
                 place, reason = next(iter(missing.items()))
                 more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
                 errors[row] = ScoringError(
-                    f"item {row}: there is no verdict on the criterion {_called(criteria[place], place)}{more}: {reason}", rows=[row]
+                    f"item {row}: there is no verdict on the criterion {_called(criteria[place], place)}{more}: {reason}",
+                    rows=[row],
                 )
                 continue
             values[row] = weighted_score(criteria, [value.value for value in found[row]], skips=self.missing == "skip")
