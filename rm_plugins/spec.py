@@ -305,7 +305,7 @@ class SpecBuilder:
             if isinstance(made, Component):
                 made.spec = {"name": cls.name, **written}
             return made
-        if callable(spec):
+        if isinstance(spec, Component) or callable(spec):
             return spec
         raise self.error(path, f"must be a name, a mapping with 'name', or an object, not {spec!r}.")
 
