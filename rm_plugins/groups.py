@@ -16,9 +16,9 @@ def groups_of(samples: Sequence[Sample], id_column: str | None = None) -> list[l
     """The rows of each group, in the order of their first rows.
 
     Samples of the same prompt are a group. A sample without a prompt, which may answer any question, is alone. With `id_column`, the
-    samples with the same value in that column are a group instead, whatever their prompts are: for prompts that differ in a detail, such as
-    a date, or equal prompts that must not be compared, such as those with different images. In an evaluation, each row of several samples
-    is a group (`rows_as_groups`).
+    samples with the same value in that column are a group instead, regardless of their prompts. Prompts may then differ in a detail, such
+    as a date, and equal prompts may be kept apart, such as those with different images. In an evaluation, each row of several samples is a
+    group (`rows_as_groups`).
 
     Args:
         samples: The batch, [N].
@@ -60,7 +60,7 @@ def group_keys(samples: Sequence[Sample], id_column: str | None = None) -> list[
 
 @contextmanager
 def rows_as_groups(samples_of_rows: Sequence[Sequence[Sample]]) -> Iterator[None]:
-    """Within it, the samples of a row are a group of their own, whatever their prompts and columns are.
+    """Within it, the samples of a row are a group of their own, regardless of their prompts and columns.
 
     This is for judged data: its judgements compare the samples of a row, which may lack a prompt, or have that of another row. Rows of a
     single sample are grouped as everywhere.

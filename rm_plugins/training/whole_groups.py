@@ -49,11 +49,15 @@ def scored_in_whole_groups(
     """The scores of this process's share of a batch, each group scored as a whole. All processes must call this, also with an empty share.
 
     A group that is split over processes is scored in the process that has most of its rows; of several, in the first one. There its rows
-    are in the order that they have in the whole batch. Groups that are whole stay where they are, and every sample is scored once. Where the
+    have the order of the whole batch. Groups that are whole stay where they are, and every sample is scored once. Where the
     reward compares nothing, or there is one process, this is ``score(samples)``, and nothing is exchanged.
 
-    Else every process exchanges in the same order, by `rm_plugins.processes.all_gathered`: the groups' keys; where any group is split, the
-    samples that move; what `score` itself exchanges; and the scores of moved samples, or what has failed.
+    Otherwise all processes exchange the same things in the same order, with `rm_plugins.processes.all_gathered`:
+
+    1. the keys of the groups, in every batch
+    2. the samples that move, in batches with a split group
+    3. what `score` itself exchanges, such as scores for running statistics
+    4. the scores of samples that moved, or what has failed, in every batch
 
     Args:
         provider: The reward; the same in all processes.
@@ -239,7 +243,7 @@ def _exchanged(samples: Sequence[Sample], plan: Plan, rank: int) -> list[Sample]
 
 
 def _returned(scores: Scores, answers: Sequence[_Answer], plan: Plan, rank: int, size: int) -> Scores:
-    """The scores of this process's own rows, from wherever they were scored."""
+    """The scores of this process's own rows, from all processes that have scored some."""
     own = [(position, row) for position, (owner, row) in enumerate(plan.scored[rank]) if owner == rank]
     pieces = [scores.rows([position for position, _ in own]).scattered([row for _, row in own], size)] if own else []
     for (owner, scorer), places in plan.moves.items():
