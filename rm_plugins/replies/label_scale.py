@@ -26,7 +26,7 @@ class LabelScale(Labels):
         SpecError: There are fewer than two labels, a value is not finite, a label is the beginning of another, or `min_mass` is not a
             probability above 0.
 
-    >>> LabelScale({"Yes": 1.0, "No": 0.0}, 0.5).of_masses({"Yes": 0.6, "No": 0.2}).value
+    >>> LabelScale({"Yes": 1.0, "No": 0.0}, 0.5).of_masses({"Yes": 0.75, "No": 0.25}).value
     0.75
     """
 
