@@ -152,6 +152,22 @@ class TestEvaluation:
         reward = rm.load(length, transform={"name": "rank-in-group", "group": "id"})
         assert evaluate(reward, self.ROWS[:1]).rewards[0].figures["accuracy"].value == 1.0
 
+    def test_a_pairwise_benchmark(self) -> None:
+        common = {"source": "livebench-math", "question": "Q", "label": "B>A"}
+        answers = [
+            ("xxx", "x"),
+            ("x", ""),
+            ("xx", "xxxx"),
+            ("xx", "yy"),
+        ]  # of one question, which are not compared across pairs
+        rows = [
+            {**common, "pair_id": str(number), "response_A": first, "response_B": second}
+            for number, (first, second) in enumerate(answers)
+        ]
+        found = evaluate(Shorter(), rows, suite="judge-bench").rewards[0].suite
+        assert found is not None
+        assert found.score == 0.5
+
 
 def test_ranks_by_column() -> None:
     found = RankInGroup(group="id")(np.array([1.0, 3.0, 5.0]), samples("a", "b", "a", id=[1, 1, 2]))
