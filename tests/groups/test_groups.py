@@ -154,19 +154,18 @@ class TestEvaluation:
 
     def test_a_pairwise_benchmark(self) -> None:
         common = {"source": "livebench-math", "question": "Q", "label": "B>A"}
-        answers = [
-            ("xxx", "x"),
-            ("x", ""),
-            ("xx", "xxxx"),
-            ("xx", "yy"),
-        ]  # of one question, which are not compared across pairs
+        answers = [("xxx", "x"), ("x", ""), ("xx", "xxxx"), ("xx", "yy")]  # of one question, but each pair is a group
         rows = [
             {**common, "pair_id": str(number), "response_A": first, "response_B": second}
             for number, (first, second) in enumerate(answers)
         ]
-        found = evaluate(Shorter(), rows, suite="judge-bench").rewards[0].suite
+        sizes: list[float] = []
+        reward = Shorter()
+        reward.observer = lambda provider, samples, scores: sizes.extend(scores.details["size"].tolist())
+        found = evaluate(reward, rows, suite="judge-bench").rewards[0].suite
         assert found is not None
-        assert found.score == 0.5
+        assert {part.name: part.score for part in found.sections if part.items} == {"Math": 0.5}
+        assert sizes == [2.0] * 8
 
 
 def test_ranks_by_column() -> None:
