@@ -16,9 +16,9 @@ Result = TypeVar("Result")
 
 
 class ScoringStopped(BaseException):
-    """Nobody waits for these scores any more.
+    """The caller no longer waits for these scores.
 
-    Like `asyncio.CancelledError` it is not an `Exception`, so that it is not taken for a failure, and no fallback scores instead.
+    Like `asyncio.CancelledError` it is not an `Exception`: it is not a failure, and no fallback scores instead.
     """
 
 

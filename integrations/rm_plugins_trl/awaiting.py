@@ -33,8 +33,8 @@ def may_be_awaited(provider: rm.Provider, wanted: bool | None) -> bool:
 
     Args:
         provider: The reward.
-        wanted: What the user says. If None, a reward is awaited unless a function in it is not async: such a function may only work in the
-            main thread, as those that set a timer do, and the trainer waits in that thread.
+        wanted: The user's choice. If None, a reward is awaited unless it has a function that is not async. Such a function may only work in
+            the main thread, as those that set a timer do, and the trainer waits in that thread.
 
     Raises:
         SpecError: The user wants it, and the installed TRL does not await objects.

@@ -31,7 +31,7 @@ class Network:
         self._pools: dict[Trust, tuple[Connections, int]] = {}
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine on the loop and wait for it; an interrupt of the calling thread, or of whoever awaits it, cancels it.
+        """Run a coroutine on the loop and wait for it; an interrupt of the calling thread, or a cancelled caller, cancels it.
 
         Raises:
             BaseException: Any exception of the coroutine.

@@ -74,7 +74,9 @@ class ToolArguments(Provider):
         """Validate the arguments of every call."""
         values = np.full(len(samples), np.nan)
         errors: dict[int, RmPluginsError] = {}
-        requests: list[tuple[int, Any]] = []  # for each call its row, and what the process is asked; None is known to be wrong
+        requests: list[
+            tuple[int, Any]
+        ] = []  # for each call its row, and the request to the process; None if it is known to be wrong
         for row, sample in enumerate(samples):
             try:
                 calls = tool_calls_of(sample, self.called)
@@ -142,7 +144,7 @@ def validating_calls(setting: None) -> Callable[[Sequence[Any]], bool]:
 
 
 def _request(call: ToolCall, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[str, Any] | None:
-    """A schema in JSON and the arguments to validate; None where no tool has the name, or the arguments are no mapping."""
+    """A schema in JSON and the arguments to validate; None where no tool has the name, or the arguments are not a mapping."""
     arguments = call.arguments
     if isinstance(arguments, str):
         try:

@@ -45,8 +45,8 @@ class ToolCall:
 def tool_calls_of(sample: Sample, called: str) -> list[ToolCall]:
     """The calls of a completion in their order.
 
-    A result belongs to the call with its ``tool_call_id``. Where it has none, it belongs to the first call of its name in the message
-    before it that has no result yet, or to the first call of all where it has no name either.
+    A result belongs to the call with its ``tool_call_id``. Without an id, it belongs to the first call of its name, in the message before
+    it, that has no result yet; without a name too, to the first call of any name.
 
     Args:
         sample: The sample.
