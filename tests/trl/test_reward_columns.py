@@ -27,7 +27,7 @@ from rm_plugins.training.journal import read_journal
 from rm_plugins.training.reward_state import reward_state
 from rm_plugins_trl import RewardColumn, RewardWatch, reward_func, reward_funcs
 from tests.servers import serving
-from tests.trl.conftest import TRL_WARNINGS
+from tests.trl.conftest import TRL_WARNINGS, newest_trl
 from tests.trl.test_reward_function import ROWS, settings
 
 pytestmark = TRL_WARNINGS
@@ -306,6 +306,7 @@ class Slow(Judge):
         return super().score_batch(samples)
 
 
+@newest_trl
 class TestAwaited:
     def test_columns_that_are_awaited_together_are_scored_once(self) -> None:
         judge = Slow()
