@@ -7,7 +7,6 @@ the attribute ``__call__`` of the object. Other trainers, such as Online DPO, an
 from __future__ import annotations
 
 import inspect
-import sys
 from functools import cache
 from importlib.metadata import version
 
@@ -53,7 +52,9 @@ def is_called_by_coroutine() -> bool:
 
     A running event loop would not be enough: in a notebook one runs during every call.
     """
-    frame = sys._getframe(2)
-    while frame.f_code.co_name in _INSIDE and frame.f_back is not None:
+    own = inspect.currentframe()
+    asks = None if own is None else own.f_back
+    frame = None if asks is None else asks.f_back
+    while frame is not None and frame.f_code.co_name in _INSIDE:
         frame = frame.f_back
-    return bool(frame.f_code.co_flags & inspect.CO_COROUTINE)
+    return frame is not None and bool(frame.f_code.co_flags & inspect.CO_COROUTINE)

@@ -183,7 +183,7 @@ class RewardColumn(RewardFunction):
     def __init__(self, shared: SharedScoring, column: str) -> None:
         self._shared = shared
         self.column = column
-        self._start(shared.scoring, f"{shared.scoring.name}/{column}", shared.awaitable)
+        self.use(shared.scoring, f"{shared.scoring.name}/{column}", shared.awaitable)
 
     def _now(self, call: TrainerCall) -> Scored:
         return self._logged(call, self._shared.now(call, self.column))

@@ -50,9 +50,10 @@ class RewardFunction:
 
     def __init__(self, spec: Spec, name: str | None = None, awaitable: bool | None = None) -> None:
         scoring = RewardScoring(spec, name)
-        self._start(scoring, scoring.name, may_be_awaited(scoring.provider, awaitable))
+        self.use(scoring, scoring.name, may_be_awaited(scoring.provider, awaitable))
 
-    def _start(self, scoring: RewardScoring, name: str, awaitable: bool) -> None:
+    def use(self, scoring: RewardScoring, name: str, awaitable: bool) -> None:
+        """Take the rewards from this scoring, under this name; called once, by the constructor."""
         self._scoring = scoring
         self.spec = scoring.spec
         self.provider = scoring.provider
@@ -136,7 +137,7 @@ class RewardFunction:
         return {"scoring": self._scoring, "name": self.__name__, "awaitable": self.awaitable}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._start(state["scoring"], state["name"], state["awaitable"])
+        self.use(state["scoring"], state["name"], state["awaitable"])
 
     def __repr__(self) -> str:
         return f"<reward {self.__name__!r}: {self.provider.name}>"
