@@ -46,9 +46,7 @@ def all_gathered(value: Value, purpose: str = "values") -> list[Value]:
     Raises:
         ProcessError: Another process is late by more than half of the group's timeout, or has ended.
     """
-    torch = sys.modules.get("torch")  # if torch was never imported, nothing is initialized
-    distributed = getattr(torch, "distributed", None)
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+    if _initialized() is None:
         return [value]
     return gathered(value, purpose)
 
@@ -225,8 +223,18 @@ def _known(group: ProcessGroup | None) -> Any:
 
 def is_first_process() -> bool:
     """Whether this is process 0, or the only one."""
-    torch = sys.modules.get("torch")
+    distributed = _initialized()
+    return distributed is None or distributed.get_rank() == 0
+
+
+def process_count() -> int:
+    """How many processes the training has; 1 if ``torch.distributed`` is not initialized."""
+    distributed = _initialized()
+    return 1 if distributed is None else int(distributed.get_world_size())
+
+
+def _initialized() -> Any:
+    """``torch.distributed`` if it is initialized, else None."""
+    torch = sys.modules.get("torch")  # if torch was never imported, nothing is initialized
     distributed = getattr(torch, "distributed", None)
-    return (
-        distributed is None or not distributed.is_available() or not distributed.is_initialized() or distributed.get_rank() == 0
-    )
+    return distributed if distributed is not None and distributed.is_available() and distributed.is_initialized() else None

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -21,6 +22,7 @@ from rm_plugins.one_thread import OneThread
 from rm_plugins.provider_repr import provider_repr
 from rm_plugins.samples import Sample, check_samples
 from rm_plugins.scores import FloatArray, Scores, joined
+from rm_plugins.scoring_threads import check_awaited, in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -230,6 +232,16 @@ class Provider(ABC):
         return children if self.fallback is None else {**children, "on_error.fallback": self.fallback}
 
     @property
+    def part_names(self) -> tuple[str, ...] | None:
+        """The names of the parts of its scores (`Scores.parts`), if they are the same in every batch; None if only a batch shows them."""
+        return None
+
+    @property
+    def part_providers(self) -> Mapping[str, Provider]:
+        """The children whose scores are parts of its own, by the names of these parts."""
+        return {}
+
+    @property
     def models(self) -> Mapping[str, Any]:
         """The trained models that it holds itself, by the key of its spec that names them, such as ``model``; none by default.
 
@@ -306,6 +318,24 @@ class Provider(ABC):
         self._note(samples, scores)
         return scores
 
+    async def ascore(self, samples: Sequence[Sample], *, on_error: OnError | None = None) -> Scores:
+        """The same as `score`, for callers with an event loop, which it does not block.
+
+        Calls of providers that wait (`concurrent`), or that have parts that do, run at the same time. Providers that compute here run in
+        one thread, one after another in the order of the calls. If the caller is cancelled, by a timeout or otherwise, scoring stops:
+        requests to servers and async functions are cancelled, and no further part scores. A computation that runs ends first.
+
+        Args:
+            samples: The batch.
+            on_error: As for `score`.
+
+        Raises:
+            DataError: As `score`.
+            ScoringError: As `score`.
+        """
+        waits = any(part.concurrent for _, part in self.walk())
+        return await in_thread(partial(self.score, samples, on_error=on_error), waits=waits)
+
     def attempt(self, samples: Sequence[Sample], *, on_error: OnError | None = None) -> Scores:
         """The scores, with every failed sample in their `errors`: combinators call this for their parts.
 
@@ -372,6 +402,7 @@ class Provider(ABC):
         errors: dict[int, RmPluginsError] = {}
         scored: list[Scores] = []
         while pending:
+            check_awaited()
             try:
                 scores = self._checked(samples if not errors else [samples[row] for row in pending], stops=stops)
             except (ScoringError, DataError) as error:

@@ -28,6 +28,11 @@ class RowProvider(Provider):
             DataError: The sample is of a kind that cannot be scored.
         """
 
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """None: its scores have no parts."""
+        return ()
+
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Score one sample after another."""
         values = np.full(len(samples), np.nan)

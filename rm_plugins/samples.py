@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from rm_plugins.errors import DataError, RmPluginsError, UnsupportedError
 
@@ -18,6 +18,9 @@ PROMPT_COLUMNS = ("tools", "chat_template_kwargs")
 """Columns that reach the chat template, and so belong to the prompt."""
 
 ROLES = ("assistant", "developer", "function", "system", "tool", "user")
+
+Turns: TypeAlias = Literal["assistant", "last", "all"]
+"""Which messages of a completion are read as its text; see `Sample.text_of_turns`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +95,32 @@ class Sample:
         >>> Sample([{"role": "user", "content": "2+2?"}], "4").completion_text
         '4'
         """
+        return self.text_of_turns("assistant")
+
+    def text_of_turns(self, turns: Turns) -> str:
+        """The completion as text, of some of its messages; a completion that is text is returned unchanged.
+
+        Args:
+            turns: ``assistant``: the contents of the assistant's messages, joined by line breaks, as in `completion_text`. ``last``: the
+                content of the assistant's last message, which is empty where that only calls tools. ``all``: every message with its role
+                and the tools that it calls, one per line.
+
+        Raises:
+            DataError: A content has a part that is not text.
+
+        >>> call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}
+        >>> turns = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "name": "add", "content": "4"}]
+        >>> print(Sample([], [*turns, {"role": "assistant", "content": "It is 4."}]).text_of_turns("all"))
+        assistant calls add({"a": 2, "b": 2})
+        tool add: 4
+        assistant: It is 4.
+        """
         if isinstance(self.completion, str):
             return self.completion
-        answers = [message_text(message, strict=True) for message in self.completion if message["role"] == "assistant"]
+        if turns == "all":
+            return "\n".join(line for message in self.completion for line in _lines_of(message))
+        said = [message for message in self.completion if message["role"] == "assistant"]
+        answers = [message_text(message, strict=True) for message in (said[-1:] if turns == "last" else said)]
         return "\n".join(answer for answer in answers if answer)
 
     @property
@@ -309,6 +335,41 @@ def message_text(message: Message, *, strict: bool = False) -> str:
     return "".join(f"<{piece['type']}>" if text is None else text for piece, text in zip(content, texts, strict=True))
 
 
+def called_functions(message: Message) -> list[Mapping[str, Any]]:
+    """The functions that a message calls, each with ``name``, ``arguments`` and the ``id`` of the call as far as the message has them.
+
+    >>> called_functions({"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}, 7]})
+    [{'name': 'add', 'arguments': {}}, {}]
+    """
+    calls = message.get("tool_calls")
+    if not isinstance(calls, (list, tuple)):
+        return []
+    functions: list[Mapping[str, Any]] = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        identifier = {"id": call["id"]} if isinstance(call, Mapping) and "id" in call else {}
+        functions.append({**function, **identifier} if isinstance(function, Mapping) else identifier)
+    return functions
+
+
+def _lines_of(message: Message) -> list[str]:
+    """A message with who says it, and a line for each tool that it calls."""
+    name = f" {message['name']}" if message.get("name") else ""
+    text = message_text(message, strict=True)
+    calls = called_functions(message)
+    return [
+        *([f"{message['role']}{name}: {text}"] if text or not calls else []),
+        *(
+            f"{message['role']} calls {called.get('name') or '?'}({_written_arguments(called.get('arguments'))})"
+            for called in calls
+        ),
+    ]
+
+
+def _written_arguments(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else "" if arguments is None else canonical_json(arguments)
+
+
 def text_parts(content: Any) -> list[str]:
     """The texts of a content that is a list of text parts only; empty for any other content.
 
@@ -320,13 +381,13 @@ def text_parts(content: Any) -> list[str]:
     return [piece["text"] for piece in content]
 
 
-def completion_texts(samples: Sequence[Sample]) -> tuple[dict[int, str], dict[int, RmPluginsError]]:
-    """The text of each completion by row, and the error of each row that has none."""
+def completion_texts(samples: Sequence[Sample], turns: Turns = "assistant") -> tuple[dict[int, str], dict[int, RmPluginsError]]:
+    """The text of each completion by row (`Sample.text_of_turns`), and the error of each row that has none."""
     texts: dict[int, str] = {}
     errors: dict[int, RmPluginsError] = {}
     for row, sample in enumerate(samples):
         try:
-            texts[row] = sample.completion_text
+            texts[row] = sample.text_of_turns(turns)
         except DataError as error:
             errors[row] = error
     return texts, errors

@@ -57,7 +57,7 @@ class FixedProvider(Provider):
 
 
 def check_provider(provider: Provider, samples: Sequence[Sample], *, tolerance: float = 1e-4, pickles: bool = True) -> Scores:
-    """Check that a provider fulfils its contract: order, count, independence of the batch, threads, pickling.
+    """Check that a provider fulfils its contract: order, count, independence of the batch, names of parts, threads, pickling.
 
     Args:
         provider: The provider.
@@ -75,6 +75,11 @@ def check_provider(provider: Provider, samples: Sequence[Sample], *, tolerance: 
     assert isinstance(type(provider).name, str), "the class has no `name`"
     assert len(provider.score([])) == 0, "an empty batch must give empty scores"
     scores = provider.score(samples)
+    if provider.part_names is not None:
+        expected = set(provider.part_names)
+        assert set(scores.parts) - {"fallback"} == expected, (
+            f"the parts are {list(scores.parts)}, and `part_names` has {sorted(expected)}"
+        )
 
     def same(again: Scores, expected: Scores, what: str) -> None:
         gap = np.abs(again.values - expected.values)

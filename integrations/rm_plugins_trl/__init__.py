@@ -7,6 +7,7 @@ from rm_plugins.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from rm_plugins_trl.ppo import PPOConfig, PPOTrainer
+    from rm_plugins_trl.reward_columns import RewardColumn, reward_funcs
     from rm_plugins_trl.reward_function import RewardFunction, reward_func
     from rm_plugins_trl.reward_model import RewardModel
     from rm_plugins_trl.reward_training.reward_config import RewardConfig
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PPOConfig",
     "PPOTrainer",
+    "RewardColumn",
     "RewardConfig",
     "RewardEvaluation",
     "RewardFunction",
@@ -26,6 +28,7 @@ __all__ = [
     "RewardWatch",
     "reward_dataset",
     "reward_func",
+    "reward_funcs",
 ]
 
 # peft imports bitsandbytes, which on a CPU logs that it lacks a kernel for 4 bits, whether or not anything has 4 bits.
@@ -34,6 +37,7 @@ getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "Failed to l
 _HOMES = {
     "PPOConfig": "ppo",
     "PPOTrainer": "ppo",
+    "RewardColumn": "reward_columns",
     "RewardConfig": "reward_training.reward_config",
     "RewardEvaluation": "reward_training.reward_evaluation",
     "RewardFunction": "reward_function",
@@ -42,6 +46,7 @@ _HOMES = {
     "RewardWatch": "reward_watch",
     "reward_dataset": "reward_training.train_data",
     "reward_func": "reward_function",
+    "reward_funcs": "reward_columns",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES, __all__)

@@ -17,12 +17,12 @@ from rm_plugins.data.plain_values import plain_row
 from rm_plugins.errors import DataError, ScoringError, UnsupportedError
 from rm_plugins.handed_over import HandedOver, handed_over
 from rm_plugins.training.session import RewardInTraining
-from rm_plugins_trl.reward_function import training_of
+from rm_plugins_trl.reward_scoring import training_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerState
 
-    from rm_plugins_trl.reward_function import Spec
+    from rm_plugins_trl.reward_scoring import Spec
 
 POLICY_COLUMNS = ("prompt", "input_ids", "attention_mask", "token_type_ids")
 """Columns that the policy sees; the reward may use all others."""

@@ -35,6 +35,10 @@ def rm_register_providers() -> Sequence[type[Provider]]:
     from rm_plugins.providers.rules.math_verify import MathVerify
     from rm_plugins.providers.rules.phrases import Phrases
     from rm_plugins.providers.rules.repetition import Repetition
+    from rm_plugins.providers.rules.tool_arguments import ToolArguments
+    from rm_plugins.providers.rules.tool_called import ToolCalled
+    from rm_plugins.providers.rules.tool_count import ToolCount
+    from rm_plugins.providers.rules.tool_success import ToolSuccess
 
     return [
         Cached,
@@ -59,4 +63,8 @@ def rm_register_providers() -> Sequence[type[Provider]]:
         SequenceClassifier,
         Sum,
         Threshold,
+        ToolArguments,
+        ToolCalled,
+        ToolCount,
+        ToolSuccess,
     ]

@@ -25,6 +25,7 @@ from rm_plugins.provider import Provider
 from rm_plugins.providers.message_lists import are_equal_for_different_answers, reads_contents
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores, joined
+from rm_plugins.scoring_threads import ended_by_stop
 
 _TRL_PARAMETERS = ("prompts", "completions", "completion_ids")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -324,7 +325,10 @@ def of_python_file(text: str) -> str:
 
 def _awaited(answer: Any) -> Any:
     async def wait() -> Any:
-        return await answer
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        with ended_by_stop(partial(loop.call_soon_threadsafe, task.cancel)):
+            return await answer
 
     return _run(wait())
 

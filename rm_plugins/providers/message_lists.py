@@ -11,7 +11,7 @@ from typing import Any
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 
-_READS = frozenset(("completion_text", "dumps", "messages", "repr", "str", "text_messages"))
+_READS = frozenset(("completion_text", "dumps", "messages", "repr", "str", "text_messages", "text_of_turns"))
 """Names in the code of a function that reads what messages say."""
 _FEWEST = 4
 _MOST_FUNCTIONS = 200

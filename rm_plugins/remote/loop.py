@@ -10,6 +10,8 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rm_plugins.scoring_threads import ended_by_stop
+
 if TYPE_CHECKING:
     from rm_plugins.remote.connections import Connections, Trust
 
@@ -29,14 +31,15 @@ class Network:
         self._pools: dict[Trust, tuple[Connections, int]] = {}
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine on the loop and wait for it; an interrupt of the calling thread cancels it.
+        """Run a coroutine on the loop and wait for it; an interrupt of the calling thread, or a cancelled caller, cancels it.
 
         Raises:
             BaseException: Any exception of the coroutine.
         """
         future: Future[Result] = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
-            return future.result()
+            with ended_by_stop(future.cancel):
+                return future.result()
         except BaseException:
             future.cancel()
             raise

@@ -80,12 +80,8 @@ class RewardInTraining:
             SpecError: Another reward of the training has the same name.
             ScoringError: The provider failed and its `on_error` is ``raise``.
         """
-        if training is not None and training.kept is not self._kept:
-            self._check_name(training)
-            check_same(self._parts, "the fingerprints of the reward")
-            self._kept = training.kept
-            self._in_training.add(self)
-            self._resume(training)
+        if training is not None and self.is_new_to(training):
+            self.begin(training)
         progress = None if training is None or training.steps <= 0 else min(training.step / training.steps, 1.0)
         with nullcontext() if progress is None else training_progress(progress):
             scores = scored_in_whole_groups(self.provider, samples, self._scored)
@@ -103,6 +99,24 @@ class RewardInTraining:
             except Exception as error:
                 failure = error
         raise failure
+
+    def is_new_to(self, training: Training) -> bool:
+        """Whether it has not scored for a training yet."""
+        return training.kept is not self._kept
+
+    def begin(self, training: Training) -> None:
+        """Prepare for the first batch of a training; `score` does so by itself. All processes must call it together.
+
+        Raises:
+            DataError: As for `score`.
+            ProcessError: As for `score`.
+            SpecError: As for `score`.
+        """
+        self._check_name(training)
+        check_same(self._parts, "the fingerprints of the reward")
+        self._kept = training.kept
+        self._in_training.add(self)
+        self._resume(training)
 
     def _parts(self) -> dict[str, str]:
         """The fingerprints of the reward and its parts, as they are called in messages."""
@@ -128,7 +142,7 @@ class RewardInTraining:
                 f"The training resumes at step {training.step}, but its checkpoint has no state of the reward {self.provider.label!r} (no "
                 f"entry {self.key!r} in {training.kept_in}). Its running statistics start again. If the reward had another name before, "
                 "give it that name.",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def __getstate__(self) -> dict[str, Any]:

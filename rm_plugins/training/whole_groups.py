@@ -96,7 +96,7 @@ def scored_in_whole_groups(
             here, failure = [], error
     answer, scores = _Answer(), Scores(np.empty(0))
     try:
-        with handed_over(_of_any_row(provider, handed)) if plan.moves else nullcontext():
+        with handed_over(_of_any_row(handed)) if plan.moves else nullcontext():
             scores = score(here)  # also if something has failed: it may exchange with other processes
         answer = _Answer.of(scores, plan, rank)
     except ProcessError:  # the processes are out of step
@@ -293,24 +293,17 @@ def _without_rows(failure: Exception) -> Exception:
 
 def _bound(provider: Provider, handed: HandedOver) -> str:
     """Which function of a reward takes what of the rows of this process; empty where none does."""
-    passed = {*handed.of_rows, *(_hooks(provider) & handed.whole.keys())}
     for _, part in provider.walk():
         if isinstance(part, FunctionProvider):
-            taken = sorted(name for name in passed if name in part.named or (name == _ENVIRONMENTS and part.takes_all))
+            taken = sorted(name for name in handed.of_rows if name in part.named or (name == _ENVIRONMENTS and part.takes_all))
             if taken:
                 return f"its function {part.label!r} takes {', '.join(f'`{name}`' for name in taken)}"
     return ""
 
 
-def _of_any_row(provider: Provider, handed: HandedOver) -> HandedOver:
+def _of_any_row(handed: HandedOver) -> HandedOver:
     """What a trainer passes that does not belong to the rows of one process."""
-    hooks = _hooks(provider)
-    return HandedOver((), {name: value for name, value in handed.whole.items() if name not in hooks}, {})
-
-
-def _hooks(provider: Provider) -> set[str]:
-    """The trainer's own hooks, which expect logs of exactly the rows of this process; inside other providers there are others."""
-    return set() if provider.children else {"log_extra", "log_metric"}
+    return HandedOver((), {name: value for name, value in handed.whole.items() if name not in handed.of_rows}, {})
 
 
 def _place_among_processes() -> tuple[int, int]:

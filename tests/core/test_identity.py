@@ -63,6 +63,11 @@ READING: dict[str, tuple[dict[str, Any], str, str]] = {
         "{{ completion }} {{ criteria }}",
         "{{ criteria }} {{ completion }}",
     ),
+    "tool-arguments.tools": (
+        {"provider": "tool-arguments", "tools": "file.json"},
+        '[{"name": "a"}]',
+        '[{"name": "a", "parameters": {"type": "object", "required": ["b"]}}]',
+    ),
     "zscore.reference": (scores_of("zscore"), FIRST, SECOND),
     "min-max.reference": (scores_of("min-max"), FIRST, SECOND),
     "log-sigmoid-centred.reference": (scores_of("log-sigmoid-centred"), FIRST, SECOND),

@@ -36,6 +36,36 @@ class TestSample:
         answer = {"role": "tool", "content": "4"}
         assert rm.Sample([USER], [call, answer, ASSISTANT]).messages == [USER, call, answer, ASSISTANT]
 
+    def test_the_text_of_some_turns(self) -> None:
+        call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+        completion: list[Any] = [
+            {"role": "assistant", "content": "let me see", "tool_calls": [call, {"name": "stop"}, 7]},
+            {"role": "tool", "name": "add", "content": [{"type": "text", "text": "4"}]},
+            ASSISTANT,
+            {"role": "user", "content": "sure?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+        ]
+        sample = rm.Sample([USER], completion)
+        assert sample.text_of_turns("assistant") == sample.completion_text == "let me see\n4"
+        assert sample.text_of_turns("last") == ""
+        assert rm.Sample([USER], completion[:3]).text_of_turns("last") == "4"
+        assert sample.text_of_turns("all").split("\n") == [
+            "assistant: let me see",
+            'assistant calls add({"a": 2})',
+            "assistant calls stop()",
+            "assistant calls ?()",
+            "tool add: 4",
+            "assistant: 4",
+            "user: sure?",
+            'assistant calls add({"a": 2})',
+        ]
+        assert {rm.Sample("Q", "text").text_of_turns(turns) for turns in ("assistant", "last", "all")} == {"text"}
+        assert rm.Sample([USER], [{"role": "user", "content": "x"}]).text_of_turns("last") == ""
+        image: Any = {"role": "tool", "content": [{"type": "image"}]}
+        assert rm.Sample([USER], [image, ASSISTANT]).text_of_turns("last") == "4"
+        with pytest.raises(DataError, match="a part of the type 'image'"):
+            rm.Sample([USER], [image, ASSISTANT]).text_of_turns("all")
+
     @pytest.mark.parametrize(
         ("prompt", "completion", "message"),
         [

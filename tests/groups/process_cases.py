@@ -20,6 +20,7 @@ from rm_plugins.handed_over import HandedOver, handed_over
 from rm_plugins.processes import all_gathered
 from rm_plugins.training.session import RewardInTraining
 from rm_plugins_engines.engine_reward import EngineReward
+from rm_plugins_trl import reward_func
 from tests.groups.grouped_rewards import REWARDS, RUNNING, Shorter, batch, plain, rows_of, session, shares, training
 from tests.sharded.launcher import run
 
@@ -96,6 +97,26 @@ def what_belongs_to_rows_is_refused() -> None:
     np.testing.assert_array_equal(score(own).values, [0.0, 0.5, 1.0])
 
 
+def metrics_are_logged_in_all_processes() -> None:
+    def logging(completions: list[str], log_metric: Any = None, **others: Any) -> list[float]:
+        assert "log_extra" not in others
+        log_metric("longest", float(max(map(len, completions))))
+        return [float(len(completion)) for completion in completions]
+
+    samples = split()
+    logged: dict[str, Any] = {}
+    rewards = reward_func({"provider": "function", "function": logging, "transform": "rank-in-group"}, name="mine")(
+        [sample.prompt for sample in samples],
+        [sample.completion for sample in samples],
+        log_metric=logged.__setitem__,
+        log_extra=logged.__setitem__,
+    )
+    assert len(rewards) == len(samples)
+    last = distributed.get_world_size() - 1
+    assert logged["longest"] == 4.0 * last  # what the process has logged that scored the group
+    assert len({tuple(names) for names in all_gathered(sorted(logged))}) == 1
+
+
 def what_cannot_be_sent_is_an_error_in_all() -> None:
     rank, last = distributed.get_rank(), distributed.get_world_size() - 1
     scorer = RewardInTraining(Shorter(), "mine")
@@ -133,6 +154,7 @@ CASES: dict[str, Callable[[], None]] = {
     "a failure": a_failure_reaches_all,
     "environments": what_belongs_to_rows_is_refused,
     "in step": engines_whose_processes_are_in_step_are_too,
+    "metrics": metrics_are_logged_in_all_processes,
     "a column that cannot be sent": what_cannot_be_sent_is_an_error_in_all,
 }
 

@@ -152,6 +152,21 @@ class TestEvaluation:
         reward = rm.load(length, transform={"name": "rank-in-group", "group": "id"})
         assert evaluate(reward, self.ROWS[:1]).rewards[0].figures["accuracy"].value == 1.0
 
+    def test_a_pairwise_benchmark(self) -> None:
+        common = {"source": "livebench-math", "question": "Q", "label": "B>A"}
+        answers = [("xxx", "x"), ("x", ""), ("xx", "xxxx"), ("xx", "yy")]  # of one question, but each pair is a group
+        rows = [
+            {**common, "pair_id": str(number), "response_A": first, "response_B": second}
+            for number, (first, second) in enumerate(answers)
+        ]
+        sizes: list[float] = []
+        reward = Shorter()
+        reward.observer = lambda provider, samples, scores: sizes.extend(scores.details["size"].tolist())
+        found = evaluate(reward, rows, suite="judge-bench").rewards[0].suite
+        assert found is not None
+        assert {part.name: part.score for part in found.sections if part.items} == {"Math": 0.5}
+        assert sizes == [2.0] * 8
+
 
 def test_ranks_by_column() -> None:
     found = RankInGroup(group="id")(np.array([1.0, 3.0, 5.0]), samples("a", "b", "a", id=[1, 1, 2]))

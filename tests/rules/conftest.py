@@ -17,8 +17,23 @@ from rm_plugins.providers.rules.length_window import LengthWindow
 from rm_plugins.providers.rules.math_verify import MathVerify
 from rm_plugins.providers.rules.phrases import Phrases
 from rm_plugins.providers.rules.repetition import Repetition
+from rm_plugins.providers.rules.tool_arguments import ToolArguments
+from rm_plugins.providers.rules.tool_called import ToolCalled
+from rm_plugins.providers.rules.tool_count import ToolCount
+from rm_plugins.providers.rules.tool_success import ToolSuccess
 
-RULES: list[type[rm.Provider]] = [Format, JsonSchema, LengthWindow, MathVerify, Phrases, Repetition]
+RULES: list[type[rm.Provider]] = [
+    Format,
+    JsonSchema,
+    LengthWindow,
+    MathVerify,
+    Phrases,
+    Repetition,
+    ToolArguments,
+    ToolCalled,
+    ToolCount,
+    ToolSuccess,
+]
 
 
 @rm.hookimpl

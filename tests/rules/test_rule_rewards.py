@@ -69,7 +69,7 @@ class TestEvery:
             assert keys == list(inspect.signature(rule).parameters)
 
     def test_rule_combines_as_the_page_says(self, tmp_path: Path) -> None:
-        (found,) = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+        found, *_ = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
         spec = yaml.safe_load(found)
         spec["members"][0] = {"provider": "phrases", "required": ["good"]}  # in place of a model
         (tmp_path / "reward.yaml").write_text(yaml.safe_dump(spec))

@@ -205,7 +205,7 @@ def test_the_one_that_broke_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def names_made_in(tree: ast.Module) -> set[str]:
     """The functions, classes, variables and attributes that a file makes."""
-    own = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    own = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
     own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     return own | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
 

@@ -120,7 +120,7 @@ def unlearned(functions: Iterable[Any], kept: MutableMapping[str, Any]) -> Itera
     before, kept_before = [deepcopy(reward_state(one.provider)) for one in own], dict(kept)
     yield
     for one, state in zip(own, before, strict=True):
-        restore_reward_state(one.provider, kept_before.get(f"rm_plugins/{one.__name__}", state))  # a resumed one, too
+        restore_reward_state(one.provider, kept_before.get(one.key, state))  # a resumed one, too
     kept.clear()
     kept.update(kept_before)
 

@@ -35,7 +35,7 @@ from rm_plugins_trl.trl_internals import SyncRefModelCallback, is_sharded
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from rm_plugins_trl.reward_function import Spec
+    from rm_plugins_trl.reward_scoring import Spec
 
 SHARDED = (
     "PPO does not run under FSDP or DeepSpeed: its critic is a second model beside the policy. Use plain data parallelism (`accelerate "

@@ -23,8 +23,8 @@ from rm_plugins_trl.ppo.policy import given_policy, policy_tokenizer
 from rm_plugins_trl.ppo.prompts import given_ids, no_prompts, no_rows, not_a_dataset, prompt_ids, too_few_prompts
 from rm_plugins_trl.ppo.rewards import given_reward, is_module
 from rm_plugins_trl.ppo.value_models import policy_as_value_model
-from rm_plugins_trl.reward_function import detail_metric
 from rm_plugins_trl.reward_model import AnnouncedPrompts, RewardModel, decoded_texts, prompt_of
+from rm_plugins_trl.reward_scoring import detail_metric
 
 try:
     with warnings.catch_warnings():
@@ -41,7 +41,7 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
-    from rm_plugins_trl.reward_function import Spec
+    from rm_plugins_trl.reward_scoring import Spec
 
 _Rows: TypeAlias = Sequence[Mapping[str, Any]]
 

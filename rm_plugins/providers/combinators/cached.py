@@ -73,6 +73,11 @@ class Cached(Combinator):
         """The text that the reward scores."""
         return self.reward.render(sample)
 
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The name of the reward, whose own parts are not kept."""
+        return ("reward",)
+
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Look up known scores, and let the reward score the rest, equal samples once."""
         contents = _contents(samples)

@@ -52,6 +52,11 @@ class Ensemble(Combinator):
         if not common_scale:
             warn_without_common_scale(self.aggregate, [member.transform for member in self.members], repr(self.label))
 
+    @property
+    def part_providers(self) -> dict[str, Provider]:
+        """The members by their numbers."""
+        return {str(number): member for number, member in enumerate(self.members)}
+
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Let every member score the batch, and combine the scores."""
         on_error: OnError | None = None if self.quorum is None else "abstain"

@@ -35,6 +35,11 @@ class Fallback(Combinator):
             raise SpecError("a fallback needs at least one member.", key="members")
         self.members = list(members)
 
+    @property
+    def part_providers(self) -> dict[str, Provider]:
+        """The members by their numbers."""
+        return {str(number): member for number, member in enumerate(self.members)}
+
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Let one member after another score the samples that have no score yet."""
         values = np.full(len(samples), np.nan)

@@ -42,6 +42,11 @@ class Gate(Combinator):
         self.closed = closed
         self._warned = False
 
+    @property
+    def part_providers(self) -> dict[str, Provider]:
+        """The gate, and the reward that it opens."""
+        return {"gate": self.gate, "reward": self.reward}
+
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Score with the gate, then score what passes it."""
         gate = self.gate.attempt(samples)

@@ -35,6 +35,11 @@ class Combinator(Provider):
         """Whether all parts wait."""
         return all(part.concurrent for part in self.children.values())
 
+    @property
+    def part_names(self) -> tuple[str, ...] | None:
+        """The names of its `part_providers`, where it has any."""
+        return tuple(self.part_providers) or None
+
     def whole(
         self,
         values: FloatArray,

@@ -31,6 +31,11 @@ class Product(Combinator):
             raise SpecError("a product needs at least one member.", key="members")
         self.members = list(members)
 
+    @property
+    def part_providers(self) -> dict[str, Provider]:
+        """The members by their numbers."""
+        return {str(number): member for number, member in enumerate(self.members)}
+
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Let every member score the batch, and multiply the scores."""
         scored = score_side_by_side([(member, samples) for member in self.members])

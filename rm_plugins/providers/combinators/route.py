@@ -69,6 +69,11 @@ class Route(Combinator):
             return [settings, *others]
         return [{**settings, "by": function_facts(self.by, self._imported_as)}, *others]
 
+    @property
+    def part_providers(self) -> dict[str, Provider]:
+        """The reward of each route."""
+        return self.routes if self.otherwise is None else {**self.routes, "otherwise": self.otherwise}
+
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Find each sample's route, and let every route score its own samples."""
         kinds, errors = self._kinds(samples)

@@ -50,6 +50,11 @@ class Sum(Combinator):
         """Whether a weight changes during training."""
         return any(isinstance(weight, Schedule) for weight in self.weights)
 
+    @property
+    def part_providers(self) -> dict[str, Provider]:
+        """The members by their numbers."""
+        return {str(number): member for number, member in enumerate(self.members)}
+
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Let every member score the batch, and add the scores up."""
         scored = score_side_by_side([(member, samples) for member in self.members])

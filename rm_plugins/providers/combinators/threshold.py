@@ -38,6 +38,11 @@ class Threshold(Combinator):
         """The text that the reward scores."""
         return self.reward.render(sample)
 
+    @property
+    def part_providers(self) -> dict[str, Provider]:
+        """The reward that is compared."""
+        return {"reward": self.reward}
+
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Score, and compare."""
         reward = self.reward.attempt(samples)

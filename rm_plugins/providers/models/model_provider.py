@@ -147,6 +147,14 @@ class ModelProvider(Provider):
         """Compare the manifest with the model, as `TrainedReward.verify` does."""
         return self.trained.verify()
 
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The numbers of its members, or the names of its heads if there are several."""
+        heads = self.trained.heads
+        if heads.members > 1:
+            return tuple(map(str, range(heads.members)))
+        return heads.names if len(heads) > 1 else ()
+
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Score each distinct row once, in micro-batches within the token budget; shared prefixes are computed once where it pays."""
         outputs = self.trained.outputs(samples)

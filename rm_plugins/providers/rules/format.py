@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from rm_plugins.errors import SpecError
 from rm_plugins.providers.rules.limited_process import LimitedProcess
 from rm_plugins.providers.rules.limited_rule import MOST_CHARACTERS, SECONDS, LimitedRule
+from rm_plugins.samples import Turns
 
 
 class Format(LimitedRule):
@@ -22,6 +23,7 @@ class Format(LimitedRule):
         ignore_case: Whether upper and lower case count as equal.
         timeout: Seconds that one completion may take. On some texts, patterns such as ``(a+)+b`` never end.
         max_characters: How long a completion may be.
+        completion: Which messages are read; see `rm_plugins.Sample.text_of_turns`.
 
     Raises:
         SpecError: The pattern is not a regular expression, or a limit is not positive.
@@ -39,8 +41,9 @@ class Format(LimitedRule):
         ignore_case: bool = False,
         timeout: float = SECONDS,
         max_characters: int = MOST_CHARACTERS,
+        completion: Turns = "assistant",
     ) -> None:
-        super().__init__(timeout, max_characters)
+        super().__init__(timeout, max_characters, completion)
         flags = (dotall and re.DOTALL) | (multiline and re.MULTILINE) | (ignore_case and re.IGNORECASE)
         try:
             re.compile(pattern, flags)

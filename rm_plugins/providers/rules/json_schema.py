@@ -14,6 +14,7 @@ from rm_plugins.errors import MissingDependencyError, SpecError
 from rm_plugins.provider import LocalPath
 from rm_plugins.providers.rules.limited_process import LimitedProcess
 from rm_plugins.providers.rules.limited_rule import MOST_CHARACTERS, SECONDS, LimitedRule
+from rm_plugins.samples import Turns
 from rm_plugins.written_settings import read_json
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class JsonSchema(LimitedRule):
         partial: The score of JSON that does not match the schema.
         timeout: Seconds that one completion may take. On some texts, validating never ends.
         max_characters: How long a completion may be.
+        completion: Which messages are read; see `rm_plugins.Sample.text_of_turns`.
 
     Raises:
         SpecError: The schema is not a JSON Schema or cannot be read, or a limit is not positive.
@@ -51,15 +53,16 @@ class JsonSchema(LimitedRule):
         partial: float = 0.0,
         timeout: float = SECONDS,
         max_characters: int = MOST_CHARACTERS,
+        completion: Turns = "assistant",
     ) -> None:
-        super().__init__(timeout, max_characters)
+        super().__init__(timeout, max_characters, completion)
         if not np.isfinite(partial):
             raise SpecError(f"must be a finite number; got {partial}.", key="partial")
         schema = _read(schema) if isinstance(schema, str) else schema
         self._setting = {"schema": schema, "extract": extract, "partial": partial}
         self._process: LimitedProcess | None = None
         if schema is not None:
-            _validator(schema)
+            schema_validator(schema)
             self._process = LimitedProcess(f"{__name__}:validating", self._setting, timeout)
 
     def answers(self, texts: Sequence[str]) -> list[Any]:
@@ -77,7 +80,7 @@ class JsonSchema(LimitedRule):
 
 def validating(setting: Mapping[str, Any]) -> Callable[[str], float]:
     """Makes the function that scores a text by the schema, if there is one."""
-    validator = None if setting["schema"] is None else _validator(setting["schema"])
+    validator = None if setting["schema"] is None else schema_validator(setting["schema"])
 
     def validated(text: str) -> float:
         source = text if setting["extract"] == "whole" else _fenced(text)
@@ -120,7 +123,13 @@ def _read(path: str) -> Mapping[str, Any]:
     return schema
 
 
-def _validator(schema: Mapping[str, Any]) -> Validator:
+def schema_validator(schema: Mapping[str, Any]) -> Validator:
+    """The validator of a JSON Schema that refers to nothing outside it.
+
+    Raises:
+        SpecError: It is not a JSON Schema, or it refers to something else.
+        MissingDependencyError: jsonschema is not installed.
+    """
     try:
         from jsonschema import Draft202012Validator, SchemaError
         from jsonschema.validators import validator_for
@@ -129,7 +138,7 @@ def _validator(schema: Mapping[str, Any]) -> Validator:
         from referencing.exceptions import Unresolvable
         from referencing.jsonschema import DRAFT202012
     except ImportError as error:
-        raise MissingDependencyError("json-schema needs the package jsonschema: pip install 'rm-plugins[rules]'.") from error
+        raise MissingDependencyError("JSON Schemas need the package jsonschema: pip install 'rm-plugins[rules]'.") from error
     cls = validator_for(schema, default=Draft202012Validator)
     try:
         cls.check_schema(dict(schema))

@@ -9,7 +9,7 @@ import numpy as np
 
 from rm_plugins.errors import SpecError
 from rm_plugins.provider import ModelSource, Provider
-from rm_plugins.samples import Sample, completion_texts
+from rm_plugins.samples import Sample, Turns, completion_texts
 from rm_plugins.scores import Scores
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class LengthWindow(Provider):
         soft: The distance outside, in units, at which the score reaches 0; 0 for an abrupt limit.
         tokenizer: The tokenizer for tokens.
         trust_remote_code: Whether the tokenizer's own code may run.
+        completion: Which messages are read; see `rm_plugins.Sample.text_of_turns`.
 
     Raises:
         SpecError: There is no bound, `low` is above `high`, a number is negative, or `tokenizer` does not fit `unit`.
@@ -45,6 +46,7 @@ class LengthWindow(Provider):
         soft: int = 0,
         tokenizer: ModelSource | None = None,
         trust_remote_code: bool = False,
+        completion: Turns = "assistant",
     ) -> None:
         for key, number in {"low": low, "high": high, "soft": soft}.items():
             if number is not None and number < 0:
@@ -61,6 +63,7 @@ class LengthWindow(Provider):
         self.high = np.inf if high is None else high
         self.unit = unit
         self.soft = soft
+        self.completion = completion
         self._tokenizer: PreTrainedTokenizerBase | None = None
         if tokenizer is not None:
             from rm_plugins.models.model_folder import load_tokenizer
@@ -78,7 +81,7 @@ class LengthWindow(Provider):
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Measure every completion."""
-        texts, errors = completion_texts(samples)
+        texts, errors = completion_texts(samples, self.completion)
         lengths = np.full(len(samples), np.nan)
         lengths[list(texts)] = self._lengths(list(texts.values()))
         outside = np.maximum(0, np.maximum(self.low - lengths, lengths - self.high))

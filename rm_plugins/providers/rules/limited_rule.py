@@ -11,7 +11,7 @@ import numpy as np
 from rm_plugins.errors import RmPluginsError, ScoringError, SpecError
 from rm_plugins.provider import Provider
 from rm_plugins.providers.rules.limited_process import LimitExceededError
-from rm_plugins.samples import Sample, completion_texts
+from rm_plugins.samples import Sample, Turns, completion_texts
 from rm_plugins.scores import Scores
 
 SECONDS = 5.0
@@ -26,6 +26,7 @@ class LimitedRule(Provider):
     Args:
         timeout: Seconds that one completion may take.
         max_characters: How long a completion may be.
+        completion: Which messages are read; see `rm_plugins.Sample.text_of_turns`.
 
     Raises:
         SpecError: One of them is not positive.
@@ -33,10 +34,11 @@ class LimitedRule(Provider):
 
     keys_without_effect: ClassVar[frozenset[str]] = frozenset({"timeout", "max_characters"})
 
-    def __init__(self, timeout: float, max_characters: int) -> None:
+    def __init__(self, timeout: float, max_characters: int, completion: Turns) -> None:
         check_limits(timeout, max_characters)
         self.timeout = timeout
         self.max_characters = max_characters
+        self.completion = completion
 
     @abstractmethod
     def answers(self, texts: Sequence[str]) -> list[Any]:
@@ -45,7 +47,7 @@ class LimitedRule(Provider):
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Apply the rule to every completion."""
         values = np.full(len(samples), np.nan)
-        texts, errors = short_texts(samples, self.max_characters, self.called)
+        texts, errors = short_texts(samples, self.max_characters, self.called, self.completion)
         for row, answer in zip(texts, self.answers(list(texts.values())), strict=True):
             if isinstance(answer, Exception):
                 self.counts["timeouts"] += isinstance(answer, LimitExceededError)
@@ -71,10 +73,10 @@ def check_limits(timeout: float, max_characters: int) -> None:
 
 
 def short_texts(
-    samples: Sequence[Sample], max_characters: int, called: str
+    samples: Sequence[Sample], max_characters: int, called: str, turns: Turns
 ) -> tuple[dict[int, str], dict[int, RmPluginsError]]:
     """The text of each completion by row, and the error of each row that has none or is too long."""
-    texts, errors = completion_texts(samples)
+    texts, errors = completion_texts(samples, turns)
     for row in [row for row, text in texts.items() if len(text) > max_characters]:
         length = len(texts.pop(row))
         errors[row] = ScoringError(

@@ -14,7 +14,7 @@ from rm_plugins.errors import DataError, MissingDependencyError, ScoringError
 from rm_plugins.provider import Provider
 from rm_plugins.providers.rules.limited_process import LimitedProcess, LimitExceededError
 from rm_plugins.providers.rules.limited_rule import MOST_CHARACTERS, SECONDS, check_limits, short_texts
-from rm_plugins.samples import Sample
+from rm_plugins.samples import Sample, Turns
 from rm_plugins.scores import Scores
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class MathVerify(Provider):
         timeout: Seconds that one comparison may take. An answer that takes longer, such as ``9^{9^{9^9}}``, counts as wrong, with a
             warning and in ``counts["timeouts"]``; so does one that takes too much memory or is nested too deeply.
         max_characters: How long a completion, or a gold answer, may be.
+        completion: Which messages are read; see `rm_plugins.Sample.text_of_turns`.
 
     Raises:
         SpecError: A limit is not positive.
@@ -42,12 +43,20 @@ class MathVerify(Provider):
     name: ClassVar[str] = "math-verify"
     concurrent: bool = True  # another process computes
 
-    def __init__(self, *, column: str = "solution", timeout: float = SECONDS, max_characters: int = MOST_CHARACTERS) -> None:
+    def __init__(
+        self,
+        *,
+        column: str = "solution",
+        timeout: float = SECONDS,
+        max_characters: int = MOST_CHARACTERS,
+        completion: Turns = "assistant",
+    ) -> None:
         check_limits(timeout, max_characters)
         if find_spec("math_verify") is None:
             raise MissingDependencyError("math-verify needs the package math-verify: pip install 'rm-plugins[rules]'.")
         self.column = column
         self.max_characters = max_characters
+        self.completion = completion
         self._comparison = LimitedProcess("rm_plugins.providers.rules.math_comparison:comparing", None, timeout)
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
@@ -58,7 +67,7 @@ class MathVerify(Provider):
         """
         values = np.full(len(samples), np.nan)
         broken: dict[int, str] = {}
-        texts, errors = short_texts(samples, self.max_characters, self.called)
+        texts, errors = short_texts(samples, self.max_characters, self.called, self.completion)
         golds: dict[int, str] = {}
         for row in texts:
             try:

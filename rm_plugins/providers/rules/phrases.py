@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from rm_plugins.errors import SpecError
 from rm_plugins.row_provider import RowProvider
-from rm_plugins.samples import Sample
+from rm_plugins.samples import Sample, Turns
 
 
 class Phrases(RowProvider):
@@ -19,6 +19,7 @@ class Phrases(RowProvider):
         forbidden: Phrases that must not occur.
         ignore_case: Whether upper and lower case count as equal.
         whole_words: Whether a phrase only counts without a letter, digit or underscore beside it: ``art`` is not in ``start``.
+        completion: Which messages are read; see `rm_plugins.Sample.text_of_turns`.
 
     Raises:
         SpecError: There is no phrase, or one is empty.
@@ -33,6 +34,7 @@ class Phrases(RowProvider):
         forbidden: Sequence[str] = (),
         ignore_case: bool = True,
         whole_words: bool = True,
+        completion: Turns = "assistant",
     ) -> None:
         for key, phrases in {"required": required, "forbidden": forbidden}.items():
             for place, phrase in enumerate(phrases):
@@ -45,12 +47,13 @@ class Phrases(RowProvider):
             text = r"\s+".join(map(re.escape, phrase.split()))
             return re.compile(rf"(?<!\w){text}(?!\w)" if whole_words else text, re.IGNORECASE if ignore_case else 0)
 
+        self.completion = completion
         self._required = [pattern(phrase) for phrase in required]
         self._forbidden = [pattern(phrase) for phrase in forbidden]
 
     def score_sample(self, sample: Sample) -> float:
         """Look for every phrase in the completion."""
-        text = sample.completion_text
+        text = sample.text_of_turns(self.completion)
         if any(phrase.search(text) for phrase in self._forbidden):
             return 0.0
         if not self._required:

@@ -8,7 +8,7 @@ import numpy as np
 
 from rm_plugins.errors import SpecError
 from rm_plugins.row_provider import RowProvider
-from rm_plugins.samples import Sample
+from rm_plugins.samples import Sample, Turns
 
 _MOST_WORDS = 100  # of an n-gram, each of which is kept
 
@@ -22,6 +22,7 @@ class Repetition(RowProvider):
     Args:
         n: Words per n-gram.
         weight: The size of the penalty for a completion that only repeats itself.
+        completion: Which messages are read; see `rm_plugins.Sample.text_of_turns`.
 
     Raises:
         SpecError: `n` is less than 1 or more than 100, or `weight` is negative.
@@ -29,17 +30,18 @@ class Repetition(RowProvider):
 
     name: ClassVar[str] = "repetition"
 
-    def __init__(self, *, n: int = 3, weight: float = 1.0) -> None:
+    def __init__(self, *, n: int = 3, weight: float = 1.0, completion: Turns = "assistant") -> None:
         if not 1 <= n <= _MOST_WORDS:
             raise SpecError(f"an n-gram has 1 to {_MOST_WORDS} words; got {n}.", key="n")
         if not 0 <= weight < np.inf:
             raise SpecError(f"must be a finite number, 0 or more; got {weight}.", key="weight")
         self.n = n
         self.weight = weight
+        self.completion = completion
 
     def score_sample(self, sample: Sample) -> float:
         """Count the completion's n-grams."""
-        return 0.0 - self.weight * self._repeated(sample.completion_text)
+        return 0.0 - self.weight * self._repeated(sample.text_of_turns(self.completion))
 
     def _repeated(self, text: str) -> float:
         words = text.lower().split()
