@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from rm_plugins.comparisons import Comparer
     from rm_plugins.jobs.job_engine import JobEngine
+    from rm_plugins.judges import Judge
     from rm_plugins.losses import Loss, Regularizer
     from rm_plugins.protocols import Protocol
     from rm_plugins.provider import Aggregate, Provider, Transform
@@ -60,6 +61,10 @@ class HookSpecs:
     @hookspec
     def rm_register_comparers(self) -> Sequence[type[Comparer]]:  # type: ignore[empty-body]
         """Ways to compare two answers: subclasses of `rm_plugins.comparisons.Comparer`, used as ``comparer: NAME``."""
+
+    @hookspec
+    def rm_register_judges(self) -> Sequence[type[Judge]]:  # type: ignore[empty-body]
+        """Language models that are asked questions: subclasses of `rm_plugins.judges.Judge`, used as ``judge: NAME``."""
 
     @hookspec
     def rm_register_suites(self) -> Sequence[type[Suite]]:  # type: ignore[empty-body]

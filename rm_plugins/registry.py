@@ -33,6 +33,7 @@ KINDS: Mapping[str, str] = {
     "transform": "rm_register_transforms",
     "protocol": "rm_register_protocols",
     "comparer": "rm_register_comparers",
+    "judge": "rm_register_judges",
     "suite": "rm_register_suites",
     "dialect": "rm_register_dialects",
     "engine": "rm_register_engines",
@@ -46,6 +47,7 @@ BUILT_INS = (
     "rm_plugins.transforms",
     "rm_plugins.protocols",
     "rm_plugins.comparisons",
+    "rm_plugins.judges",
     "rm_plugins.suites",
     "rm_plugins.server.dialects",
 )

@@ -306,7 +306,7 @@ class SpecBuilder:
             if isinstance(made, Component):
                 made.spec = {"name": cls.name, **written}
             return made
-        if callable(spec) or isinstance(spec, Component):
+        if isinstance(spec, Component) or callable(spec):
             return spec
         raise self.error(path, f"must be a name, a mapping with 'name', or an object, not {spec!r}.")
 
@@ -427,7 +427,7 @@ def _written(value: Any) -> Any:
 
 def _without_effect(cls: type[Any]) -> Collection[str]:
     """The keys of a spec that change no score."""
-    return cls.keys_without_effect if issubclass(cls, Provider) else ()
+    return cls.keys_without_effect if issubclass(cls, (Component, Provider)) else ()
 
 
 def _is_importable(value: Any) -> bool:
