@@ -25,7 +25,8 @@ __all__ = [
 def rm_register_comparers() -> Sequence[type[Comparer]]:
     """The built-in comparers."""
     from rm_plugins.comparisons.function_comparer import FunctionComparer
+    from rm_plugins.comparisons.judge_comparer import JudgeComparer
     from rm_plugins.comparisons.text_pair import TextPair
     from rm_plugins.comparisons.two_answers import TwoAnswers
 
-    return [FunctionComparer, TextPair, TwoAnswers]
+    return [FunctionComparer, JudgeComparer, TextPair, TwoAnswers]

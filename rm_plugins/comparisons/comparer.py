@@ -11,8 +11,6 @@ import numpy as np
 
 from rm_plugins.constructor_schema import held_by
 from rm_plugins.errors import ScoringError
-from rm_plugins.files import with_digests
-from rm_plugins.held_facts import held_facts
 from rm_plugins.provider import Component, Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
@@ -90,9 +88,6 @@ class Comparer(Component):
 
     kind: ClassVar[str] = "comparer"
 
-    keys_without_effect: ClassVar[frozenset[str]] = frozenset()
-    """The keys of its spec that do not affect verdicts; they are not part of its `identity`."""
-
     metrics: ClassVar[tuple[str, ...]] = ()
     """Entries of `Verdicts.metadata` that trainers log beside the reward."""
 
@@ -123,11 +118,7 @@ class Comparer(Component):
     @property
     def identity(self) -> Any:
         """What its verdicts depend on besides the answers, as JSON values, without its children."""
-        if self.spec is None:
-            return held_facts(self)
-        left_out = {*self.keys_without_effect, *self.children}
-        read = self.spec_as_read or {}
-        return {key: read.get(key, with_digests(value)) for key, value in self.spec.items() if key not in left_out}
+        return {key: value for key, value in super().identity.items() if key not in self.children}
 
     def close(self) -> None:
         """Free what it holds: connections, processes."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from rm_plugins.errors import SpecError
-from rm_plugins.samples import Message, Sample, message_text
+from rm_plugins.rendering.written_out import written_out
+from rm_plugins.samples import Sample, canonical_json
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _NAMES = ("prompt", "first", "second")
@@ -31,8 +33,8 @@ class PairTemplate:
 
     def __init__(self, text: str, *, needed: Collection[str] = (), key: str = "template") -> None:
         self.text = text
-        self.placeholders = {name for name in _PLACEHOLDER.findall(text) if name in _NAMES}
-        if lacking := [name for name in needed if name not in self.placeholders]:
+        placeholders = {name for name in _PLACEHOLDER.findall(text) if name in _NAMES}
+        if lacking := [name for name in needed if name not in placeholders]:
             raise SpecError(f"the template needs the placeholder {{{lacking[0]}}}; it is {text!r:.200}.", key=key)
 
     def fill(self, first: Sample, second: Sample) -> str:
@@ -41,24 +43,20 @@ class PairTemplate:
         Raises:
             DataError: A message has a part that is not text.
         """
-        texts = {"prompt": prompt_text(first.prompt), "first": first.completion_text, "second": second.completion_text}
+        texts = {"prompt": written_out(first.prompt), "first": first.completion_text, "second": second.completion_text}
         # In one pass and without str.format, because templates and answers contain other braces.
         return _PLACEHOLDER.sub(lambda match: texts.get(match[1], match[0]), self.text)
 
 
-def prompt_text(prompt: str | Sequence[Message]) -> str:
-    """A prompt as text: that of a single message, or ``Role: content`` paragraphs.
+def shared_columns(samples: Sequence[Sample]) -> Mapping[str, Any]:
+    """The columns that have the same value in all of some samples.
 
-    Raises:
-        DataError: A message has a part that is not text.
-
-    >>> prompt_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}])
-    'System: Be brief.\\n\\nUser: 2+2?'
+    >>> shared_columns([Sample("Q", "a", {"id": 1, "n": 1}), Sample("Q", "b", {"id": 1, "n": 2})])
+    {'id': 1}
     """
-    if isinstance(prompt, str):
-        return prompt
-    contents = [message_text(message, strict=True) for message in prompt]
-    if len(contents) == 1:
-        return contents[0]
-    roles = [str(message["role"]).capitalize() for message in prompt]
-    return "\n\n".join(f"{role}: {content}" for role, content in zip(roles, contents, strict=True))
+    first, *others = samples
+    columns = dict(first.columns)
+    for other in others:
+        theirs = {name: canonical_json(value) for name, value in other.columns.items()}
+        columns = {name: value for name, value in columns.items() if theirs.get(name) == canonical_json(value)}
+    return columns

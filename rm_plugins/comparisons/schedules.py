@@ -43,23 +43,69 @@ def rounds_of(
         schedule: The schedule.
         players: The number of players, at least 2.
         draw: What chance decides.
-        most: The most pairs; at least `least_pairs`. The first pairs of a schedule connect all players.
+        most: The most pairs, at least `least_pairs`. The first pairs of a schedule connect all players; what is left is for players whom
+            unknown results left unconnected.
         k: See `circular_pairs` and `random_pairs`.
         rounds: See `swiss_rounds`.
     """
     if schedule == "swiss":
-        return swiss_rounds(players, draw, most=most, rounds=rounds)
-    if schedule == "knock-out":
-        return knock_out_rounds(players, draw)
-    chosen = random_pairs(players, draw, k) if schedule == "random" else circular_pairs(players, draw, k)
-    if schedule == "all-pairs":
-        chosen = circular_pairs(players, draw, players)
-    return single_round(connecting_first(players, chosen)[:most])
+        planned = swiss_rounds(players, draw, most=most, rounds=rounds)
+    elif schedule == "knock-out":
+        planned = knock_out_rounds(players, draw)
+    elif schedule == "random":
+        planned = single_round(connecting_first(players, random_pairs(players, draw, k))[:most])
+    else:
+        reach = players if schedule == "all-pairs" else k
+        planned = single_round(connecting_first(players, circular_pairs(players, draw, reach))[:most])
+    return reconnected(planned, players, draw, most)
 
 
 def single_round(pairs: list[Pair]) -> Rounds:
     """A schedule that does not look at results."""
     yield pairs
+
+
+def reconnected(planned: Rounds, players: int, draw: Draw, most: int | None) -> Rounds:
+    """A schedule with further rounds where unknown results left players unconnected: drawn pairs that connect them.
+
+    Args:
+        planned: The schedule.
+        players: The number of players.
+        draw: Draws the further pairs.
+        most: The most pairs in all; without it, there are at most as many further pairs as players.
+    """
+    asked: list[Pair] = []
+    known: list[Pair] = []
+    pairs = next(planned, [])
+    while pairs:
+        shares = yield pairs
+        asked += pairs
+        known += [pair for pair, share in zip(pairs, shares, strict=True) if share == share]  # not NaN
+        pairs = next_pairs(planned, shares)
+    left = players if most is None else most - len(asked)
+    while links := _links(players, draw, asked, known)[: max(left, 0)]:
+        left -= len(links)
+        shares = yield links
+        asked += links
+        known += [pair for pair, share in zip(links, shares, strict=True) if share == share]
+
+
+def next_pairs(rounds: Rounds, shares: Sequence[float]) -> list[Pair]:
+    """The next pairs of a schedule after the results of the last ones; none where it ends."""
+    try:
+        return rounds.send(shares)
+    except StopIteration:
+        return []
+
+
+def _links(players: int, draw: Draw, asked: Sequence[Pair], known: Sequence[Pair]) -> list[Pair]:
+    """Pairs that were not asked and connect what known results do not connect."""
+    connections = Connections(players, known)
+    if connections.count == 1:
+        return []
+    done = {frozenset(pair) for pair in asked}
+    drawn = sorted(combinations(range(players), 2), key=lambda pair: draw(*pair))
+    return [pair for pair in drawn if frozenset(pair) not in done and connections.connect(*pair)]
 
 
 def connecting_first(players: int, pairs: Sequence[Pair]) -> list[Pair]:

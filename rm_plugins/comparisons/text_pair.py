@@ -9,10 +9,10 @@ import numpy as np
 
 from rm_plugins.comparisons.comparer import Comparer, Comparison, Verdicts
 from rm_plugins.comparisons.logistic import logistic
-from rm_plugins.comparisons.pair_template import PairTemplate
+from rm_plugins.comparisons.pair_template import PairTemplate, shared_columns
 from rm_plugins.errors import DataError
 from rm_plugins.provider import Provider
-from rm_plugins.samples import Sample, canonical_json
+from rm_plugins.samples import Sample
 
 _TEMPLATE = "A: {first}\n\nB: {second}"
 
@@ -83,11 +83,7 @@ class TextPair(Comparer):
         Raises:
             DataError: A message has a part that is not text.
         """
-        columns = {
-            name: value
-            for name, value in first.columns.items()
-            if canonical_json(second.columns.get(name)) == canonical_json(value)
-        }
+        columns = shared_columns([first, second])
         completion = self.template.fill(first, second)
         if self.prompt is None:
             return Sample(first.prompt, completion, columns)

@@ -11,7 +11,7 @@ import numpy as np
 
 from rm_plugins.comparisons.comparer import Comparer, Comparison
 from rm_plugins.comparisons.players import Players, content_key
-from rm_plugins.comparisons.schedules import Pair, Rounds
+from rm_plugins.comparisons.schedules import Pair, Rounds, next_pairs
 from rm_plugins.comparisons.strengths import Results
 from rm_plugins.samples import Sample
 
@@ -167,7 +167,7 @@ class Tournament:
                     share if pair == of_pair[0] else 1 - share
                     for pair, of_pair, share in zip(pending[number], of_pairs, shares, strict=True)
                 ]
-                following[number] = _sent(groups[number][1], by_pair)
+                following[number] = next_pairs(groups[number][1], by_pair)
             pending = following
         return played
 
@@ -207,11 +207,3 @@ class Tournament:
             one, other = verdicts
             self.tally.contradictory += min(one.share, 1 - other.share) < 0.5 < max(one.share, 1 - other.share)
         return group.add(orders[0], verdicts, self._contradictions)
-
-
-def _sent(rounds: Rounds, shares: Sequence[float]) -> list[Pair]:
-    """The next pairs of a schedule; none where it ends."""
-    try:
-        return rounds.send(shares)
-    except StopIteration:
-        return []

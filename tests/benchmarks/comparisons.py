@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ MODULE = "tests.benchmarks.comparisons"
 SIMULATED = "Schedules measured"
 REAL = "Real data"
 SIZES = (8, 16)
+CONTRADICTIONS = ("missing", "average")
 
 
 def simulate(path: Path, seeds: int, count: int) -> None:
@@ -43,13 +45,11 @@ def simulate(path: Path, seeds: int, count: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for answers in SIZES:
         started = time.perf_counter()
-        for judge in JUDGES:
-            for setting in settings(answers):
-                for seed in range(seeds):
-                    run = [answers, judge.title, setting.title, seed, count]
-                    if json.dumps(run) not in done:
-                        figures = asdict(recovered(judge, setting, seed, count, answers))
-                        append_line(path, json.dumps({"run": run, "figures": figures}) + "\n")
+        for judge, setting, contradictions, seed in product(JUDGES, settings(answers), CONTRADICTIONS, range(seeds)):
+            run = [answers, judge.title, setting.title, contradictions, seed, count]
+            if json.dumps(run) not in done:
+                figures = asdict(recovered(judge, setting, contradictions, seed, count, answers))
+                append_line(path, json.dumps({"run": run, "figures": figures}) + "\n")
         print(f"{answers} answers: {time.perf_counter() - started:.0f} s", flush=True)
 
 
@@ -71,23 +71,22 @@ def simulated_section(path: Path, seeds: int, count: int) -> str:
         f"Made by `make bench-comparisons` (`python -m {MODULE}`). A simulated judge compares answers with known strengths, which "
         f"are drawn with a standard deviation of {SPREAD:g} logits. The cells are Kendall's tau between the scores and the "
         f"strengths: the mean over {count} groups, and over {seeds} seeds with their standard deviation. "
-        "1 is the true order, and 0 a random one. *Calls* are "
-        "questions per group. Where answers abstain, tau is that of the others.",
+        "1 is the true order, and 0 a random one. Pairs with a tie, or without a score because an answer abstains, count as 0. *Calls* are "
+        "questions per group; they differ between judges where missing verdicts are followed by further pairs.",
         "The judges: *exact* always prefers the better answer. *Noisy* prefers it with the probability of the Bradley-Terry model. "
         "*Prefers the first* adds 1.5 logits to the answer that is shown first.",
     ]
-    for answers in SIZES:
+    for answers, contradictions in product(SIZES, CONTRADICTIONS):
         runs = {
-            (judge.title, setting.title, seed): json.dumps([answers, judge.title, setting.title, seed, count])
-            for judge in JUDGES
-            for setting in settings(answers)
-            for seed in range(seeds)
+            (judge.title, setting.title, seed): json.dumps([answers, judge.title, setting.title, contradictions, seed, count])
+            for judge, setting, seed in product(JUDGES, settings(answers), range(seeds))
         }
         if any(run not in results for run in runs.values()):
             return ""
         known = {key: Recovered(**results[run]) for key, run in runs.items()}
         head = ("schedule", "calls", *(judge.title for judge in JUDGES))
-        parts.append(f"### Groups of {answers}\n\n{table(head, list(rows(known, answers, seeds)))}")
+        title = f"Groups of {answers}, `contradictions: {contradictions}`"
+        parts.append(f"### {title}\n\n{table(head, list(rows(known, answers, seeds)))}")
     return "\n\n".join(parts)
 
 

@@ -10,9 +10,9 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau
 
 import rm_plugins as rm
+from rm_plugins.scores import FloatArray
 
 SPREAD = 1.5
 """The standard deviation of the answers' true strengths, in logits."""
@@ -70,8 +70,6 @@ def settings(answers: int) -> list[Setting]:
         Setting("`all-pairs`, one order", {"both_orders": False}),
         Setting("`all-pairs`", {}),
         Setting("`all-pairs`, win rate", {"score": "win-rate"}),
-        Setting("`all-pairs`, `contradictions: average`", {"contradictions": "average"}),
-        Setting("`circular`, `k: 2`, `contradictions: average`", {"schedule": "circular", "k": 2, "contradictions": "average"}),
     ]
 
 
@@ -100,6 +98,12 @@ def groups(seed: int, count: int, answers: int) -> Iterator[list[rm.Sample]]:
         ]
 
 
+def tau(scores: FloatArray, true: FloatArray) -> float:
+    """Kendall's tau of scores and true strengths over all pairs of answers; a pair with a tie or without a score counts as 0."""
+    signs = np.sign(scores[:, None] - scores) * np.sign(true[:, None] - true)
+    return float(np.nansum(signs) / (len(true) * (len(true) - 1)))
+
+
 @dataclass(frozen=True, slots=True)
 class Recovered:
     """How well a setting recovered the true strengths.
@@ -117,29 +121,27 @@ class Recovered:
     abstained: float
 
 
-def recovered(judge: Judge, setting: Setting, seed: int, count: int, answers: int) -> Recovered:
+def recovered(judge: Judge, setting: Setting, contradictions: str, seed: int, count: int, answers: int) -> Recovered:
     """Score groups with a setting, and compare the scores with the truth."""
     arguments = {name: value for name, value in asdict(judge).items() if name != "title"}
     comparer = {"name": "function", "function": simulated_verdict, "arguments": arguments}
-    rewards = rm.load({"provider": "comparison", "comparer": comparer, **setting.keys})
+    rewards = rm.load({"provider": "comparison", "comparer": comparer, "contradictions": contradictions, **setting.keys})
     calls, taus, best, abstained = 0, [], [], []
     for samples in groups(seed, count, answers):
         scores = rewards.score(samples)
         true = np.array([sample.columns["strength"] for sample in samples])
-        known = ~scores.abstained
         calls += scores.metadata["calls"]
         abstained.append(float(scores.abstained.mean()))
-        # Without at least two different scores, there is no order, which is as good as a random one.
-        tau = kendalltau(scores.values[known], true[known]).statistic if known.sum() > 1 else math.nan
-        taus.append(0.0 if math.isnan(tau) else float(tau))
-        best.append(float(known.any() and np.nanargmax(scores.values) == true.argmax()))
+        taus.append(tau(scores.values, true))
+        best.append(float(not scores.abstained.all() and np.nanargmax(scores.values) == true.argmax()))
     return Recovered(calls / count, statistics.fmean(taus), statistics.fmean(best), statistics.fmean(abstained))
 
 
 def rows(results: Mapping[tuple[str, str, int], Recovered], answers: int, seeds: int) -> Iterator[Sequence[str]]:
     """The rows of the table: the questions, and each judge's tau as a mean over seeds with its spread."""
     for setting in settings(answers):
-        cells = [setting.title, f"{results[JUDGES[0].title, setting.title, 0].calls:.0f}"]
+        calls = sorted(round(results[judge.title, setting.title, 0].calls) for judge in JUDGES)
+        cells = [setting.title, str(calls[0]) if calls[0] == calls[-1] else f"{calls[0]} to {calls[-1]}"]
         for judge in JUDGES:
             taus = [results[judge.title, setting.title, seed].tau for seed in range(seeds)]
             gone = statistics.fmean(results[judge.title, setting.title, seed].abstained for seed in range(seeds))

@@ -57,10 +57,10 @@ def test_every_schedule_connects_all_answers_within_its_budget(
     least = least_pairs(schedule, players)
     most = None if extra is None else least + extra
     given_results = iter(results * 1_000)
-    pairs = flat(
-        played(rounds_of(schedule, players, drawn(seed), most=most, k=k, rounds=rounds), lambda pair: next(given_results))
-    )
-    assert most is None or len(pairs) <= most
+    keys = {"k": k, "rounds": rounds, "most": most}
+    planned = flat(played(rounds_of(schedule, players, drawn(seed), **keys)))  # type: ignore[arg-type]
+    pairs = flat(played(rounds_of(schedule, players, drawn(seed), **keys), lambda pair: next(given_results)))  # type: ignore[arg-type]
+    assert len(pairs) <= (len(planned) + players if most is None else most)
     assert len({frozenset(pair) for pair in pairs}) == len(pairs), "a pair is asked twice"
     assert all(0 <= player < players for pair in pairs for player in pair)
     assert Connections(players, pairs).count == 1
@@ -112,3 +112,17 @@ def test_other_seeds_draw_other_pairs_and_the_same_seed_the_same() -> None:
     for schedule in ("circular", "random", "swiss", "knock-out"):
         one, again, other = (flat(played(rounds_of(schedule, 12, drawn(seed), k=1))) for seed in (1, 1, 2))
         assert one == again != other
+
+
+@pytest.mark.parametrize("schedule", ["circular", "random", "swiss", "knock-out"])
+@given(
+    players=st.integers(4, 12), seed=st.integers(0, 9), lost=st.sets(st.frozensets(st.integers(0, 11), min_size=2, max_size=2))
+)
+def test_further_pairs_connect_what_unknown_results_left_unconnected(
+    schedule: ScheduleName, players: int, seed: int, lost: set[frozenset[int]]
+) -> None:
+    rounds = rounds_of(schedule, players, drawn(seed), k=1, most=players * players)
+    pairs = flat(played(rounds, lambda pair: float("nan") if frozenset(pair) in lost else by_number(pair)))
+    known = [pair for pair in pairs if frozenset(pair) not in lost]
+    possible = [(a, b) for a in range(players) for b in range(a) if frozenset((a, b)) not in lost]
+    assert Connections(players, known).count == Connections(players, possible).count
