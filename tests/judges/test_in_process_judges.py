@@ -101,6 +101,24 @@ def test_texts_are_greedy_and_the_batch_does_not_change_them(policy: str) -> Non
     assert replies(policy, [question(text) for text in reversed(TEXTS)], batch_size=1) == together[::-1]
 
 
+class StandTokenizer:
+    """A vocabulary with the words of these tests."""
+
+    vocabulary = (
+        "<pad>",
+        *sorted({"Yes", "No", "\u0120Yes", "<think>", "</think>", "ne", "\u010a", "\u0120of", "\u0120it"}),
+    )
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        return [self.vocabulary[token] for token in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.convert_ids_to_tokens(ids))
+
+
 def written_by(texts: Sequence[str], *, finished: bool = True) -> Any:
     """What a judge makes of texts that a model writes, token by token."""
 
@@ -110,23 +128,8 @@ def written_by(texts: Sequence[str], *, finished: bool = True) -> Any:
             def tokens(row: Any, where: str) -> list[int]:
                 return [0]
 
-        class tokenizer:
-            vocabulary = (
-                "<pad>",
-                *sorted({"Yes", "No", "\u0120Yes", "<think>", "</think>", "ne", "\u010a", "\u0120of", "\u0120it"}),
-            )
-
-            def __len__(self) -> int:
-                return len(self.vocabulary)
-
-            def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-                return [self.vocabulary[token] for token in ids]
-
-            def decode(self, ids: Sequence[int]) -> str:
-                return "".join(self.convert_ids_to_tokens(ids))
-
         def __init__(self) -> None:
-            self.tokenizer: Any = Stand.tokenizer()
+            self.tokenizer: Any = StandTokenizer()
 
         def complete_greedily(self, prompts: Any, most: int, watched: Sequence[int] = ()) -> list[GreedyCompletion]:
             vocabulary = self.tokenizer.vocabulary
