@@ -116,7 +116,7 @@ class Comparer(Component):
         return children
 
     @property
-    def identity(self) -> Any:
+    def identity(self) -> dict[str, Any]:
         """What its verdicts depend on besides the answers, as JSON values, without its children."""
         return {key: value for key, value in super().identity.items() if key not in self.children}
 

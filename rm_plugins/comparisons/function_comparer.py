@@ -62,9 +62,9 @@ class FunctionComparer(Comparer):
         return f"the function {function_path(self.function)!r}{f' ({place})' if place else ''}"
 
     @property
-    def identity(self) -> Any:
+    def identity(self) -> dict[str, Any]:
         """The code of the function, with what it holds if it was made in memory, and its arguments."""
-        return [function_facts(self.function, self._imported_as), self.arguments]
+        return {"function": function_facts(self.function, self._imported_as), "arguments": self.arguments}
 
     def compare(self, samples: Sequence[Sample], asked: Sequence[Comparison]) -> Verdicts:
         """Call the function once for each comparison."""

@@ -81,10 +81,10 @@ class JudgeComparer(Comparer):
             raise SpecError(f"the template must use {lacking[0]!r}, or the judge would not see all answers.", key="template")
 
     @property
-    def identity(self) -> Any:
+    def identity(self) -> dict[str, Any]:
         """Its settings, the text of its template, and the judge's identity."""
-        settings = [self.k, self.explain, self.tie, self.system, self.min_label_mass, self.template.source]
-        return [settings, self.judge.name, self.judge.identity]
+        settings = {name: getattr(self, name) for name in ("k", "explain", "tie", "system", "min_label_mass")}
+        return {**settings, "template": self.template.source, "judge": self.judge.identity}
 
     def close(self) -> None:
         """Close the judge."""

@@ -17,12 +17,14 @@ class Players:
     Args:
         samples: One sample per player, [P], in the order of their keys. If equal answers have different columns, it is the one whose
             columns come first as JSON.
+        keys: The key of each player, [P].
         by_row: The player of each row of the group.
         references: The player that each row is compared with, where there is a reference answer; else empty.
         seed: Changes what is drawn.
     """
 
     samples: Sequence[Sample]
+    keys: Sequence[bytes]
     by_row: Mapping[int, int]
     references: Mapping[int, int]
     seed: int = 0
@@ -54,6 +56,7 @@ class Players:
         places = {key: place for place, key in enumerate(sorted(by_key))}
         return cls(
             [_first_of_equals(by_key[key]) for key in places],
+            list(places),
             {row: places[key] for row, key in keys.items()},
             {row: places[key] for row, key in reference_keys.items()},
             seed,
@@ -66,7 +69,7 @@ class Players:
         """Bytes that depend only on the seed and on these answers, for `rm_plugins.comparisons.schedules.Draw`."""
         drawn = blake2b(str(self.seed).encode(), digest_size=16)
         for player in players:
-            drawn.update(self.samples[player].key)
+            drawn.update(self.keys[player])
         return drawn.digest()
 
     def reference_pairs(self) -> list[Pair]:
@@ -76,9 +79,10 @@ class Players:
         return shown
 
 
-def content_key(sample: Sample) -> bytes:
-    """16 bytes that are equal for equal prompts, answers and columns only."""
-    return blake2b(sample.key + canonical_json(sample.columns).encode(), digest_size=16).digest()
+def content_keys(players: Players) -> list[bytes]:
+    """16 bytes for each player that are equal for equal prompts, answers and columns only, [P]."""
+    columns = (canonical_json(sample.columns).encode() for sample in players.samples)
+    return [blake2b(key + of_sample, digest_size=16).digest() for key, of_sample in zip(players.keys, columns, strict=True)]
 
 
 def _in_turn(keys: Mapping[int, bytes], samples: Mapping[int, Sample]) -> list[tuple[bytes, Sample]]:

@@ -96,9 +96,8 @@ class Strengths:
 def bradley_terry(results: Results, prior: float) -> Strengths:
     """The strengths of the Bradley-Terry model with a Gaussian prior: the mode of their posterior.
 
-    Player i wins against player j with probability σ(s_i - s_j). The mode maximizes the sum over pairs of
-    w (y log σ(s_i - s_j) + (1 - y) log σ(s_j - s_i)), where y is the share of wins and w the weight, minus the sum over players of
-    s² / (2 prior²). It is unique, its mean is 0, and it is finite even for a player that won or lost every comparison. A player without a
+    Player i wins against player j with probability σ(s_i - s_j). A pair with the share y of wins and the weight w adds
+    w (y log σ(s_i - s_j) + (1 - y) log σ(s_j - s_i)) to the log-posterior, and each player adds -s² / (2 prior²). The mode is unique, its mean is 0, and it is finite even for a player that won or lost every comparison. A player without a
     comparison has 0. It is found by Newton's method with step halving; the covariance is the inverse of the Hessian there (Laplace's
     approximation).
 
@@ -153,8 +152,8 @@ def win_rates(results: Results) -> tuple[FloatArray, FloatArray]:
     """The share of its comparisons that each player has won, and the share's standard error, float64 [P] each.
 
     A tie is half a win. A player without a comparison has NaN. With w wins in n comparisons, the standard error is the standard deviation
-    of the share's posterior under a uniform prior, Beta(w + 1, n - w + 1), so it is not 0 for a player that has won all of a few
-    comparisons: sqrt((w + 1) (n - w + 1) / ((n + 2)² (n + 3))).
+    of the share's posterior under a uniform prior, Beta(w + 1, n - w + 1): sqrt((w + 1) (n - w + 1) / ((n + 2)² (n + 3))). So it is not 0
+    for a player that has won all of a few comparisons.
 
     >>> [column.round(3).tolist() for column in win_rates(Results.of(3, [(0, 1)], [1.0]))]
     [[1.0, 0.0, nan], [0.236, 0.236, nan]]
@@ -169,7 +168,7 @@ def win_rates(results: Results) -> tuple[FloatArray, FloatArray]:
 def cyclic_triples(results: Results) -> tuple[int, int]:
     """How many triples of players are cyclic (a beats b, b beats c, c beats a), and in how many all three pairs were decided.
 
-    Of random verdicts, a quarter of the triples is cyclic. Source: Kendall and Babington Smith, On the Method of Paired Comparisons,
+    A quarter of the triples is cyclic if verdicts are random. Source: Kendall and Babington Smith, On the Method of Paired Comparisons,
     Biometrika 31 (1940).
 
     >>> cyclic_triples(Results.of(3, [(0, 1), (1, 2), (2, 0)], [1.0, 0.9, 1.0]))

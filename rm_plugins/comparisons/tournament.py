@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from rm_plugins.comparisons.comparer import Comparer, Comparison
-from rm_plugins.comparisons.players import Players, content_key
+from rm_plugins.comparisons.players import Players, content_keys
 from rm_plugins.comparisons.schedules import Pair, Rounds, next_pairs
 from rm_plugins.comparisons.strengths import Results
 from rm_plugins.samples import Sample
@@ -149,7 +149,7 @@ class Tournament:
     def play(self, groups: Sequence[tuple[Players, Rounds]]) -> list[GroupResults]:
         """Play until every schedule ends; returns the results of each group."""
         played = [GroupResults(players) for players, _ in groups]
-        keys = [[content_key(sample) for sample in players.samples] for players, _ in groups]
+        keys = [content_keys(players) for players, _ in groups]
         shown = [Counter[int]() for _ in groups]
         pending = {number: next(rounds, []) for number, (_, rounds) in enumerate(groups)}
         while pending := {number: pairs for number, pairs in pending.items() if pairs}:

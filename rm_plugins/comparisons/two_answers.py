@@ -104,16 +104,16 @@ class TwoAnswers(Comparer):
         return self.trained.renderer.tokenizer
 
     @property
-    def identity(self) -> Any:
+    def identity(self) -> dict[str, Any]:
         """Its settings, and the weights and the tokenizer instead of paths."""
-        facts = [
-            [part.text for part in self.parts],
-            self.special_tokens,
-            self.separator,
-            None if self.max_part_tokens is None else list(self.max_part_tokens),
-            self.columns,
-        ]
-        return [*facts, model_facts(self.trained.renderer, self.trained.model)]
+        return {
+            "parts": [part.text for part in self.parts],
+            "special_tokens": self.special_tokens,
+            "separator": self.separator,
+            "max_part_tokens": None if self.max_part_tokens is None else list(self.max_part_tokens),
+            "labels": self.columns,
+            "model": model_facts(self.trained.renderer, self.trained.model),
+        }
 
     def compare(self, samples: Sequence[Sample], asked: Sequence[Comparison]) -> Verdicts:
         """Run the model once for all comparisons."""

@@ -37,7 +37,7 @@ _BIASED = 0.9
 class Comparison(Provider):
     """Scores of the completions of a prompt, which are compared with each other.
 
-    The completions of each prompt in a batch are a group. A `comparer` says which of two is better, a `schedule` chooses the pairs, and the
+    The completions of each prompt in a batch are a group. A `comparer` chooses the better one of two answers, a `schedule` chooses the pairs, and the
     scores are strengths on one scale per group. Equal completions are compared as one and share its score. The scores do not depend on the
     order of the samples, or on the other groups of the batch.
 
@@ -132,7 +132,7 @@ class Comparison(Provider):
     def identity(self) -> list[Any]:
         """Its settings, and the comparer's identity."""
         settings = self._settings_with_effect("comparer")
-        return [{**settings, "comparer": [self.comparer.name, self.comparer.identity]}, None, None]
+        return [{**settings, "comparer": {"name": self.comparer.name, **self.comparer.identity}}, None, None]
 
     def close(self) -> None:
         """Free what the comparer holds."""

@@ -127,7 +127,7 @@ def main() -> None:
     """Measure what is missing, and write the sections."""
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds")
-    parser.add_argument("--count", type=int, default=100, help="simulated groups per setting and seed")
+    parser.add_argument("--count", type=int, default=50, help="simulated groups per setting and seed")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file of the results")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="the folder of the data (default: ../shared/data)")
     parser.add_argument("--only", choices=("simulated", "real"), help="measure one part; by default both")

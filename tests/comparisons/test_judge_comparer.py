@@ -14,7 +14,7 @@ import rm_plugins as rm
 from rm_plugins.comparisons import Comparison
 from rm_plugins.comparisons.judge_comparer import JudgeComparer
 from rm_plugins.errors import SpecError
-from rm_plugins.identity import fingerprint
+from rm_plugins.identity import fingerprint, fingerprints_of_parts
 from rm_plugins.judges import Question, Reply
 from tests.comparisons.judges_of_texts import answers
 from tests.fake_servers.chat import chat
@@ -222,3 +222,11 @@ def test_a_server_that_is_gone() -> None:
     assert scores.abstained.all()
     assert scores.errors
     rewards.close()
+
+
+def test_processes_of_a_training_may_ask_different_servers() -> None:
+    def parts(url: str, **judge: Any) -> dict[str, str]:
+        asked = {"name": "openai", "url": url, "model": "judge", **judge}
+        return fingerprints_of_parts(rm.load({"provider": "comparison", "comparer": {"name": "judge", "judge": asked}}))
+
+    assert parts("http://127.0.0.1:1") == parts("http://127.0.0.1:2") != parts("http://127.0.0.1:1", temperature=0.5)
