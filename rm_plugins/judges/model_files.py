@@ -13,8 +13,8 @@ _CHUNKS = 32
 def folder_digest(model: str) -> str:
     """A digest of the files of a model's folder; the model itself where it is an id of the hub.
 
-    The size of each file and at most 32 pieces of 64 KiB are read, so that a large model takes no longer than a small one. Training changes all of a
-    weight file, so two checkpoints have different digests.
+    The size of each file and at most 32 pieces of 64 KiB are read, so that a large model takes no longer than a small one. Training changes
+    all of a weight file, so two checkpoints have different digests.
     """
     folder = Path(model)
     if not folder.is_dir():

@@ -88,7 +88,7 @@ class Rubric(Provider):
     """
 
     name: ClassVar[str] = "rubric"
-    metrics: ClassVar[tuple[str, ...]] = (*COSTS, "missing")
+    metrics: ClassVar[tuple[str, ...]] = COSTS
 
     def __init__(
         self,
