@@ -170,8 +170,8 @@ def random_pairs(players: int, draw: Draw, k: int) -> list[Pair]:
 def knock_out_rounds(players: int, draw: Draw) -> Rounds:
     """A knock-out tournament with a drawn order: the winner of each pair meets another winner, until one is left.
 
-    There is one pair fewer than players. An odd one out passes to the next round. After a tie or an unknown result, the
-    first player of the pair advances.
+    There is one pair fewer than players. An odd one out passes to the next round. After a tie or an unknown result, the first
+    player of the pair advances.
 
     Args:
         players: The number of players.

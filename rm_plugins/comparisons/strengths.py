@@ -97,9 +97,9 @@ def bradley_terry(results: Results, prior: float) -> Strengths:
     """The strengths of the Bradley-Terry model with a Gaussian prior: the mode of their posterior.
 
     Player i wins against player j with probability σ(s_i - s_j). A pair with the share y of wins and the weight w adds
-    w (y log σ(s_i - s_j) + (1 - y) log σ(s_j - s_i)) to the log-posterior, and each player adds -s² / (2 prior²). The mode is unique, its mean is 0, and it is finite even for a player that won or lost every comparison. A player without a
-    comparison has 0. It is found by Newton's method with step halving; the covariance is the inverse of the Hessian there (Laplace's
-    approximation).
+    w (y log σ(s_i - s_j) + (1 - y) log σ(s_j - s_i)) to the log-posterior, and each player adds -s² / (2 prior²). The mode is
+    unique, its mean is 0, and it is finite even for a player that won or lost every comparison. A player without a comparison has 0. It is
+    found by Newton's method with step halving. The covariance is the inverse of the Hessian there (Laplace's approximation).
 
     Source: Bradley and Terry, Rank Analysis of Incomplete Block Designs, Biometrika 39 (1952). With this prior, it is a ridge logistic
     regression: le Cessie and van Houwelingen, Ridge Estimators in Logistic Regression, Applied Statistics 41 (1992).
@@ -151,9 +151,9 @@ def _curvature(results: Results, strengths: FloatArray, precision: float) -> Flo
 def win_rates(results: Results) -> tuple[FloatArray, FloatArray]:
     """The share of its comparisons that each player has won, and the share's standard error, float64 [P] each.
 
-    A tie is half a win. A player without a comparison has NaN. With w wins in n comparisons, the standard error is the standard deviation
-    of the share's posterior under a uniform prior, Beta(w + 1, n - w + 1): sqrt((w + 1) (n - w + 1) / ((n + 2)² (n + 3))). So it is not 0
-    for a player that has won all of a few comparisons.
+    A tie is half a win. A player without a comparison has NaN. The standard error is the standard deviation of the share's posterior
+    under a uniform prior, so it is not 0 for a player that has won all of a few comparisons.
+    Formula: sqrt((w + 1) (n - w + 1) / ((n + 2)² (n + 3))) for w wins in n comparisons.
 
     >>> [column.round(3).tolist() for column in win_rates(Results.of(3, [(0, 1)], [1.0]))]
     [[1.0, 0.0, nan], [0.236, 0.236, nan]]

@@ -29,7 +29,7 @@ Alone: TypeAlias = Literal["abstain", "error"]
 """What happens to an answer without another one to compare it with."""
 
 _KEYS_OF_SCHEDULES = {"k": ("circular", "random"), "rounds": ("swiss",), "reference": ("reference",)}
-_MANY_VERDICTS = 20
+_MANY_VERDICTS = 40
 _BIASED = 0.9
 """The share of verdicts for the same position above which a warning is given."""
 
@@ -37,15 +37,15 @@ _BIASED = 0.9
 class Comparison(Provider):
     """Scores of the completions of a prompt, which are compared with each other.
 
-    The completions of each prompt in a batch are a group. A `comparer` chooses the better one of two answers, a `schedule` chooses the pairs, and the
-    scores are strengths on one scale per group. Equal completions are compared as one and share its score. The scores do not depend on the
-    order of the samples, or on the other groups of the batch.
+    The completions of each prompt in a batch are a group. A `comparer` chooses the better one of two answers, a `schedule` chooses the
+    pairs, and the scores are strengths on one scale per group. Equal completions are compared as one and share its score. The scores do not
+    depend on the order of the samples, or on the other groups of the batch.
 
-    A completion that no comparison connects with the others of its group abstains, with the reason in `counts`; if that is because every
+    A completion that no comparison connects with the others of its group abstains, with the reason in `counts`. If that is because every
     comparison of it failed, it is an error. Details: ``standard_error``, ``comparisons`` (how many are known) and ``wins``.
 
     Args:
-        comparer: Says which of two answers is better.
+        comparer: Chooses the better one of two answers.
         schedule: ``all-pairs``. ``circular``: each with the `k` that follow it on a circle in drawn order. ``random``: drawn pairs, at
             least `k` per answer. ``swiss``: `rounds` in which answers with about as many wins meet. ``knock-out``. ``reference``: each
             answer with the reference answer of its row.

@@ -190,13 +190,13 @@ class TestWithoutVerdicts:
     @pytest.mark.parametrize("score", ["bradley-terry", "win-rate"])
     def test_a_judge_that_always_prefers_the_first(self, score: str) -> None:
         rewards = comparison(shown_first, score=score)
-        samples = answers("a", "aa", "aaa", "aaaa", "aaaaa")
-        with pytest.warns(UserWarning, match="prefers the answer that is shown first in 20 of 20 comparisons"):
+        samples = answers(*("a" * size for size in range(1, 8)))
+        with pytest.warns(UserWarning, match="prefers the answer that is shown first in 42 of 42 comparisons"):
             scores = rewards.score(samples)
         assert scores.abstained.all()
         assert not scores.errors
-        assert rewards.counts["contradictory_answers"] == 5
-        assert (scores.metadata["position_bias"], scores.metadata["contradictory"]) == (1.0, 10)
+        assert rewards.counts["contradictory_answers"] == 7
+        assert (scores.metadata["position_bias"], scores.metadata["contradictory"]) == (1.0, 21)
         rewards.score(samples)  # the warning is given once
 
     def test_contradictions_may_count_as_ties(self) -> None:

@@ -208,8 +208,8 @@ def test_a_judge_on_a_server(tmp_path: Path) -> None:
 def test_a_served_judge_that_prefers_the_first() -> None:
     with serving(served(lambda text: "A")) as url:
         rewards = rm.load({"provider": "comparison", "comparer": {"name": "judge", "judge": {"name": "openai", "url": url}}})
-        with pytest.warns(UserWarning, match="prefers the answer that is shown first in 20 of 20"):
-            scores = rewards.score(answers(*("a" * size for size in range(1, 6))))
+        with pytest.warns(UserWarning, match="prefers the answer that is shown first in 42 of 42"):
+            scores = rewards.score(answers(*("a" * size for size in range(1, 8))))
         assert scores.abstained.all()
         assert scores.metadata["position_bias"] == pytest.approx(0.9 / 0.95)
         rewards.close()
