@@ -106,11 +106,11 @@ class JudgeComparer(Comparer):
                 errors |= dict.fromkeys(_pairs(members, places), str(error))
         replies = self.judge.ask([*questions.values()]) if questions else []
         for number, reply in zip(questions, replies, strict=True):
-            shares, error = self._shares(reply, len(lists[number]))
+            shares, reason = self._shares(reply, len(lists[number]))
             for place, share in zip(_pairs(lists[number], places), shares, strict=True):
                 probabilities[place] = share
-                if error:
-                    errors[place] = error
+                if reason:
+                    errors[place] = reason
         return Verdicts(probabilities, errors, cost_of(replies, time.monotonic() - begun))
 
     def question(self, answers: Sequence[Sample]) -> Question:
