@@ -1,4 +1,4 @@
-"""For the tests of a plug-in: contract checks of providers, losses, protocols, comparers and suites, and a provider with given scores."""
+"""For the tests of a plug-in: contract checks of what it registers, and a provider with given scores."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ import numpy as np
 from rm_plugins.comparisons import Comparer, Comparison
 from rm_plugins.data.judgements import judgement
 from rm_plugins.errors import AnswerError, RmPluginsError, UnsupportedError
+from rm_plugins.judges import Judge, Question, Reply
 from rm_plugins.protocols import Answer, Ask, Item, Protocol, Response, ServerFacts
 from rm_plugins.provider import Provider
-from rm_plugins.samples import Sample
+from rm_plugins.samples import Sample, canonical_json
 from rm_plugins.scores import FloatArray, Scores
 from rm_plugins.suites import Suite, SuiteItem, SuiteResult
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 _THREADS = 4
 
-__all__ = ["FixedProvider", "check_comparer", "check_loss", "check_protocol", "check_provider", "check_suite"]
+__all__ = ["FixedProvider", "check_comparer", "check_judge", "check_loss", "check_protocol", "check_provider", "check_suite"]
 
 
 class FixedProvider(Provider):
@@ -337,6 +338,41 @@ def _side_by_side(singles: Sequence[Answer]) -> Answer:
     names = dict.fromkeys(name for single in singles for name in single.details)
     details = {name: [single.details[name][0] if name in single.details else None for single in singles] for name in names}
     return Answer([single.values[0] for single in singles], details, fingerprint=singles[0].fingerprint)
+
+
+def check_judge(judge: Judge, questions: Sequence[Question]) -> list[Reply]:
+    """Check that a judge fulfils its contract: one reply per question, in their order, and either an answer or an error.
+
+    Args:
+        judge: The judge, whose answers to equal questions must be equal.
+        questions: At least two different questions; some with `Question.labels` if the judge gives probabilities.
+
+    Returns:
+        The replies, [N].
+
+    Raises:
+        AssertionError: The judge breaks the contract; the message says how.
+    """
+    assert len({question.key for question in questions}) > 1, "check_judge needs at least two different questions"
+    assert judge.ask([]) == [], "the judge replied although it was not asked"
+    replies = judge.ask(questions)
+    assert len(replies) == len(questions), f"the judge gave {len(replies)} replies to {len(questions)} questions"
+    for place, (question, reply) in enumerate(zip(questions, replies, strict=True)):
+        assert bool(reply.text) != bool(reply.error) or reply.label_probabilities, (
+            f"reply {place} must have either a text or an error, not {reply.text!r:.80} and {reply.error!r:.80}"
+        )
+        masses = reply.label_probabilities or {}
+        assert set(masses) in (set(), set(question.labels)), (
+            f"reply {place} has the probabilities of {[*masses]}, not of {[*question.labels]}"
+        )
+        assert all(0 <= mass <= 1 for mass in masses.values()) and math.fsum(masses.values()) <= 1.001, (
+            f"reply {place} has the probabilities {masses}, which are not probabilities of different answers"
+        )
+    others = judge.ask([*reversed(questions), questions[0]])
+    said = [(reply.text, reply.error) for reply in [*reversed(replies), replies[0]]]
+    assert [(reply.text, reply.error) for reply in others] == said, "the replies depend on the order of the questions"
+    assert isinstance(canonical_json(judge.identity), str)
+    return replies
 
 
 def check_suite(suite: Suite, raw: Sequence[Mapping[str, Any]]) -> SuiteResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,11 @@ from rm_plugins.judges.judge import Question, Reply
 from rm_plugins.protocols.discovery import listed_models
 from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts
 from rm_plugins.protocols.request_ids import check_request_id
+from rm_plugins.redaction import redact_logs
 from rm_plugins.replies import Labels, chat_text, only_choice, tokens_used, withheld
+
+logger = logging.getLogger(__name__)
+redact_logs([__name__])
 
 Structured: TypeAlias = Literal["auto", "always", "never"]
 
@@ -123,7 +128,10 @@ class ChatCompletions(Protocol):
         choice = only_choice(answer)
         check_request_id(answer.get("id"), request_id)  # vLLM builds its id from X-Request-ID
         prompt_tokens, completion_tokens = tokens_used(answer)
-        text, probabilities, error = self._read(choice, items[0].question)
+        question: Question = items[0].question
+        text, probabilities, error = self._read(choice, question)
+        if question.labels:
+            error = error.replace("max_tokens", "label_tokens")  # the key of the spec that limits such an answer
         reply = Reply("" if error else text, probabilities, error, prompt_tokens, completion_tokens)
         return Answer([None], errors={0: error} if error else {}, replies=[reply])
 
@@ -148,7 +156,9 @@ class ChatCompletions(Protocol):
             message = self.message(response)
             for key, told in _OPTIONAL.items():
                 if told.search(message) and (key != "response_format" or self.structured == "auto"):
-                    self.unknown.add(key)  # other requests with it may still be under way
+                    if key not in self.unknown:  # if it is, this request was already under way
+                        self.unknown.add(key)
+                        logger.warning("The server refuses `%s` and is asked without it from now on: %s", key, message)
                     return "retry"
         return super().failure(response, items)
 

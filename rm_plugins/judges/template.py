@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rm_plugins.errors import DataError, SpecError, did_you_mean
 from rm_plugins.rendering.written_out import written_out
 from rm_plugins.samples import RenderedSample, Sample
+from rm_plugins.written_settings import read_text
 
 if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -22,7 +23,6 @@ OF_THE_SAMPLE = ("prompt", "completion", "messages")
 """Names that every template knows: the prompt and the completion as text, and the conversation as a list of messages."""
 
 _ENDINGS = (".jinja", ".jinja2", ".j2", ".txt", ".md")
-_MOST_BYTES = 1024 * 1024
 
 
 class Template:
@@ -146,13 +146,9 @@ def _text_of(source: str, key: str) -> str:
             key=key,
         )
     try:
-        content = path.read_bytes()
-        if len(content) > _MOST_BYTES:
-            raise SpecError(f"the file {source} has {len(content):,} bytes; a template has at most {_MOST_BYTES:,}.", key=key)
-        return content.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror or error if isinstance(error, OSError) else error
-        raise SpecError(f"the template in {source} cannot be read: {reason}. Name a text file in UTF-8.", key=key) from error
+        return read_text(path)
+    except SpecError as error:
+        raise SpecError(f"the template cannot be read: {error.message}", key=key) from error
 
 
 @cache

@@ -63,7 +63,7 @@ class DataSet:
 DATA_SETS = (
     DataSet("arguments, debates unseen (UKP)", "ukp_convarg_strict", 240, 6, 10),
     DataSet("solutions, right or wrong (GSM8K)", "gsm8k_solutions_labelled", 240, 40, 4),
-    DataSet("instruction following (LLMBar)", "llmbar", 240, 100, 2),
+    DataSet("instruction following (LLMBar)", "llmbar", 240, 90, 2),
 )
 SETTINGS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("`knock-out`", {"schedule": "knock-out"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from fastapi.responses import JSONResponse
 
 from rm_plugins.errors import ScoringError, SpecError, UnsupportedError
-from rm_plugins.judges import Question, Reply, cost_of
+from rm_plugins.judges import Judge, Question, Reply, cost_of
 from rm_plugins.spec import component
+from rm_plugins.testing import check_judge
 from tests.fake_servers.chat import chat
 from tests.fake_servers.judge import Choice, choice, judge
 from tests.servers import free_port, serving
@@ -85,6 +87,14 @@ def test_what_is_no_answer_is_an_error_of_the_question(found: Choice, error: str
     assert error in reply.error
 
 
+def test_the_key_that_limits_an_answer_is_named() -> None:
+    cut = choice("<think>", "Yes", finish_reason="length")
+    (reply,) = asked(chat(lambda text: {**cut}), question(labels=("Yes", "No")))
+    assert "did not end within label_tokens; raise it" in reply.error
+    (reply,) = asked(chat(lambda text: {**cut}, has_logprobs=False), question(labels=("Yes", "No")))
+    assert "cut off at label_tokens; raise label_tokens" in reply.error
+
+
 def test_a_content_of_parts_is_text() -> None:
     parts = [{"type": "text", "text": "[["}, {"type": "text", "text": "A]]"}]
     found = {**choice(""), "message": {"role": "assistant", "content": parts}}
@@ -97,7 +107,7 @@ def test_without_log_probabilities_there_is_the_text() -> None:
 
 
 @pytest.mark.parametrize("key", ["max_tokens", "logprobs", "response_format"])
-def test_a_key_that_a_server_refuses_is_left_out_from_then_on(key: str) -> None:
+def test_a_key_that_a_server_refuses_is_left_out_from_then_on(key: str, caplog: pytest.LogCaptureFixture) -> None:
     app = chat(lambda text: choice("Yes"), refuses=[key])
     labels = ("Yes", "No") if key == "logprobs" else ()
     questions = [question(f"q{number}", labels=labels, schema=None if labels else SCHEMA) for number in range(3)]
@@ -108,6 +118,7 @@ def test_a_key_that_a_server_refuses_is_left_out_from_then_on(key: str) -> None:
         assert [key in body for body in app.state.bodies] == [True, False, False, False]
         assert made.counts["requests"] == 4
         made.close()
+    assert len([record for record in caplog.records if f"refuses `{key}`" in record.message]) == 1
     if key == "max_tokens":
         assert app.state.bodies[-1]["max_completion_tokens"] == 1024
 
@@ -242,3 +253,31 @@ def test_a_cache_is_found_by_the_model_and_the_question(tmp_path: Path) -> None:
 def test_keys_that_do_not_fit_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         component("judge", {"name": "openai", "url": "http://127.0.0.1:1", **keys})
+
+
+def test_the_contract_holds() -> None:
+    app = chat(lambda text: choice(("Yes", {"Yes": 0.7, "No": 0.2})) if "label" in text else choice(f"It is {text}."))
+    with serving(app) as url:
+        made = component("judge", {"name": "openai", "url": url})
+        check_judge(made, [question("a label", labels=("Yes", "No")), question("b"), question("c")])
+        made.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda asked: [Reply("A")], "gave 1 replies to 2 questions"),
+        (lambda asked: [Reply("A", error="cut off") for _ in asked], "either a text or an error"),
+        (lambda asked: [Reply("A", {"A": 0.9, "B": 0.9}) for _ in asked], "has the probabilities of"),
+        (lambda asked: [Reply(str(place)) for place, _ in enumerate(asked)], "depend on the order"),
+    ],
+)
+def test_a_judge_that_breaks_the_contract_is_found(answer: Any, message: str) -> None:
+    class Broken(Judge):
+        name = "broken"
+
+        def ask(self, questions: Sequence[Question]) -> list[Reply]:
+            return answer(questions) if questions else []
+
+    with pytest.raises(AssertionError, match=message):
+        check_judge(Broken(), [question("a"), question("b")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,20 @@ def test_a_template_comes_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.jinja").write_text("Rate {{ completion }}", encoding="utf-8")
     assert Template(str(tmp_path / "mine.jinja")).render(SAMPLE) == "Rate 4"
     (tmp_path / "bad.jinja").write_bytes(b"\xff{{ completion }}")
-    with pytest.raises(SpecError, match="UTF-8"):
+    with pytest.raises(SpecError, match="utf-8"):
         Template(str(tmp_path / "bad.jinja"))
+
+
+def test_only_a_regular_file_of_a_moderate_size_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jinja")
+    with pytest.raises(SpecError, match="is a pipe"):
+        Template(str(tmp_path / "pipe.jinja"))
+    (tmp_path / "folder.jinja").mkdir()
+    with pytest.raises(SpecError, match="is a folder"):
+        Template(str(tmp_path / "folder.jinja"))
+    (tmp_path / "large.jinja").write_text("x" * 1_100_000, encoding="utf-8")
+    with pytest.raises(SpecError, match="is too large: it has more than 1,048,576"):
+        Template(str(tmp_path / "large.jinja"))
 
 
 def test_the_shipped_ones_show_what_they_are_given() -> None:
