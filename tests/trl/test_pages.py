@@ -140,6 +140,8 @@ def world(
     judged: dict[str, Any] = {"instruction": "Name a colour.", "input": "", "response1": "two", "response2": "It is blue."}
     judged |= {"annotator1": 2, "annotator2": 0, "annotator3": 2}
     Path("testset-v1.json").write_text(json.dumps([judged] * 8, indent=2), encoding="utf-8")
+    verdicts = {"pair_id": "1", "source": "livebench-math", "question": "2+2?", "response_A": "4", "response_B": "5", "label": "A>B"}
+    write_jsonl(Path("o1-mini.jsonl"), [{**verdicts, "judgments": [{"decision": "A>B"}, {"decision": "B>A"}]}] * 4)
     Path("rm_plugins.yaml").write_text("helpful: ./Qwen2.5-Reward\n", encoding="utf-8")
     two = tiny_decoder(num_labels=2, config={"id2label": {0: "helpful", 1: "verbose"}})
     Path(two).rename("two-labels")
