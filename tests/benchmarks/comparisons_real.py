@@ -129,7 +129,9 @@ def train(rows: Sequence[Row], loss: str, out: Path) -> rm.Provider:
         report_to="none",
         disable_tqdm=True,
     )
-    RewardTrainer(str(minilm()), arguments, train_dataset=Dataset.from_list(list(rows))).train()
+    trainer = RewardTrainer(str(minilm()), arguments, train_dataset=Dataset.from_list(list(rows)))
+    trainer.train()
+    trainer.save_model()
     return rm.load(str(out), cache="memory")  # schedules ask about the same texts
 
 
@@ -195,4 +197,4 @@ def _agreement(groups: Sequence[Group], scores: Sequence[Any]) -> Row:
             missing += bool(np.isnan(gap))
             if not np.isnan(gap):
                 outcomes.append(0.5 if gap == 0 else float(gap > 0))
-    return {"agreement": float(np.mean(outcomes)), "pairs": len(outcomes), "missing": missing}
+    return {"agreement": data_mean(outcomes), "pairs": len(outcomes), "missing": missing}
