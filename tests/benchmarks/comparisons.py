@@ -104,7 +104,7 @@ def real_section(path: Path) -> str:
         f"Made by the same command. MiniLM (22.7M parameters) is trained on {trained} judged pairs, once to score a text with both "
         "answers (the comparer `text-pair`), and once to score a single answer. *Agreement* is the share of held-out judgements "
         "whose better answer has the higher score, where a tie counts as half. "
-        "Judgements without a score for both answers are not counted.\n\n"
+        "Judgements without a score for both answers are not counted. Contradictions are averaged except in the last row.\n\n"
         + table(("data", "setting", "calls per group", "agreement", "judgements", "without a score", "first shown wins"), shown)
     )
 

@@ -65,12 +65,14 @@ DATA_SETS = (
     DataSet("solutions, right or wrong (GSM8K)", "gsm8k_solutions_labelled", 240, 40, 4),
     DataSet("instruction following (LLMBar)", "llmbar", 240, 90, 2),
 )
+AVERAGE = {"contradictions": "average"}
 SETTINGS: tuple[tuple[str, Mapping[str, Any]], ...] = (
-    ("`knock-out`", {"schedule": "knock-out"}),
-    ("`swiss`", {"schedule": "swiss"}),
-    ("`all-pairs`", {}),
-    ("`all-pairs`, average", {"contradictions": "average"}),
+    ("`knock-out`", {"schedule": "knock-out", **AVERAGE}),
+    ("`swiss`", {"schedule": "swiss", **AVERAGE}),
+    ("`all-pairs`", AVERAGE),
+    ("`all-pairs`, `contradictions: missing`", {}),
 )
+"""The schedules that are compared. The comparer gives probabilities, so contradictions are averaged."""
 
 
 def load(data: DataSet, folder: Path) -> tuple[list[Row], list[Group]]:
