@@ -17,6 +17,13 @@ from rm_plugins.errors import UnsupportedError
 from rm_plugins_trl import RewardFunction
 
 RANKED = {"name": "rank-in-group", "group": "question"}
+COMPARED = {
+    "provider": "comparison",
+    "comparer": {"name": "function", "function": "tests.comparisons.judges_of_texts:longer"},
+    "schedule": "swiss",
+    "alone": "error",
+    "on_error": {"fallback": {"provider": "constant", "value": 0.0}},
+}
 ROWS = [{"prompt": f"Name a colour {n}.", "question": n % 3} for n in range(8)]
 
 
@@ -29,10 +36,11 @@ def judged(samples: list[rm.Sample], log_extra: Any = None) -> list[float]:
 
 
 def spec(function: Any = length) -> dict[str, Any]:
-    """A sum of what ranks within a column, and of what ranks by prompt."""
+    """A sum of rewards that rank within a column, standardize by prompt, and compare within a column."""
     parts = [
         {"provider": "function", "function": function, "transform": RANKED},
         {"provider": "function", "function": length, "transform": "zscore-in-group"},
+        {**COMPARED, "group": "question"},
     ]
     return {"provider": "sum", "members": parts, "transform": {"name": "zscore", "running": True}}
 
