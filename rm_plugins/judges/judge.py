@@ -1,0 +1,94 @@
+"""The interface of judges: language models that are asked questions."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, ClassVar
+
+from rm_plugins.held_facts import held_facts
+from rm_plugins.provider import Component
+from rm_plugins.samples import Message, canonical_json
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a judge is asked.
+
+    Args:
+        messages: The conversation that the judge continues.
+        labels: The answer is one of these; their probabilities are wanted where the judge gives them. Empty for free text.
+        schema: The JSON schema of the answer, for judges that can be made to follow one.
+
+    >>> Question(({"role": "user", "content": "2+2?"},)) == Question(({"content": "2+2?", "role": "user"},))
+    True
+    """
+
+    messages: tuple[Message, ...]
+    labels: tuple[str, ...] = ()
+    schema: Mapping[str, Any] | None = None
+
+    @property
+    def key(self) -> bytes:
+        """32 bytes that are equal for equal questions only."""
+        whole = canonical_json([list(self.messages), list(self.labels), self.schema])
+        return blake2b(whole.encode(), digest_size=32).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a judge answered.
+
+    Args:
+        text: The answer without its reasoning (``<think>...</think>``, ``reasoning_content``); empty if there is an error.
+        label_probabilities: The probability of each of `Question.labels` at the first token of the answer, not normalized; None if the
+            judge gives none.
+        error: Why there is no answer: the judge refused, the answer was cut off or filtered, the request failed. Empty if there is one.
+        prompt_tokens: The number of tokens that the judge read for this reply; 0 if unknown or `cached`.
+        completion_tokens: The number of tokens that it wrote, including its reasoning; 0 if unknown or `cached`.
+        cached: Whether the question was not asked, because the answer was known: from the cache, or from an equal question of the same
+            call.
+    """
+
+    text: str
+    label_probabilities: Mapping[str, float] | None = None
+    error: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached: bool = False
+
+
+class Judge(Component):
+    """A language model that is asked questions; used as ``judge: NAME`` or ``judge: {name: NAME, ...}`` in the specs of rewards.
+
+    Equal questions of one call should be asked once.
+    """
+
+    kind: ClassVar[str] = "judge"
+
+    concurrent: ClassVar[bool] = False
+    """Whether asking mostly waits instead of computing here; `ask` must then be safe to call in several threads at once."""
+
+    @abstractmethod
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        """Answer questions.
+
+        Args:
+            questions: Any number of questions, [N]; equal ones may be among them.
+
+        Returns:
+            One reply per question, [N], in their order; a question without an answer has a `Reply.error`.
+
+        Raises:
+            ScoringError: No question can be answered, because the judge itself does not work.
+        """
+
+    @property
+    def identity(self) -> Any:
+        """What its answers depend on besides the questions, as JSON values: the model and its sampling settings."""
+        return held_facts(self) if self.spec is None else dict(self.spec)
+
+    def close(self) -> None:  # noqa: B027 - most judges hold nothing
+        """Free what it holds: connections, the memory of a model. Asking again opens it again."""
