@@ -33,6 +33,7 @@ def rm_register_providers() -> Sequence[type[Provider]]:
     from rm_plugins.providers.rules.math_verify import MathVerify
     from rm_plugins.providers.rules.phrases import Phrases
     from rm_plugins.providers.rules.repetition import Repetition
+    from rm_plugins.providers.rules.verdict import Verdict
 
     return [
         Cached,
@@ -55,4 +56,5 @@ def rm_register_providers() -> Sequence[type[Provider]]:
         SequenceClassifier,
         Sum,
         Threshold,
+        Verdict,
     ]
