@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import click
 
     from rm_plugins.jobs.job_engine import JobEngine
+    from rm_plugins.judges import Judge
     from rm_plugins.losses import Loss, Regularizer
     from rm_plugins.protocols import Protocol
     from rm_plugins.provider import Aggregate, Provider, Transform
@@ -55,6 +56,10 @@ class HookSpecs:
     @hookspec
     def rm_register_protocols(self) -> Sequence[type[Protocol]]:  # type: ignore[empty-body]
         """Protocols of remote scorers: subclasses of `rm_plugins.protocols.Protocol`, used as ``protocol: NAME``."""
+
+    @hookspec
+    def rm_register_judges(self) -> Sequence[type[Judge]]:  # type: ignore[empty-body]
+        """Language models that are asked questions: subclasses of `rm_plugins.judges.Judge`, used as ``judge: NAME``."""
 
     @hookspec
     def rm_register_suites(self) -> Sequence[type[Suite]]:  # type: ignore[empty-body]

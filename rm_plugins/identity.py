@@ -39,7 +39,13 @@ def _shared_facts(part: Provider) -> list[Any]:
     if part.spec is None:
         return [type(part).__qualname__]
     settings, *others = part.identity
-    return [{key: value for key, value in settings.items() if key != "url"}, *others]
+    return [_without_addresses(settings), *others]
+
+
+def _without_addresses(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_addresses(item) for key, item in value.items() if key != "url"}
+    return value
 
 
 def _classes_in(part: Provider) -> Iterator[type]:

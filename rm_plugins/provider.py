@@ -56,6 +56,9 @@ class Component(ABC):
 
     name: ClassVar[str]
 
+    keys_without_effect: ClassVar[frozenset[str]] = frozenset()
+    """The keys of its spec that do not affect scores, such as a timeout; they are not part of its `identity`."""
+
     spec: Mapping[str, Any] | None = None
     """The spec that it was built from, ``{"name": ..., ...}``; None where it was made in Python."""
     spec_as_read: Mapping[str, Any] | None = None
@@ -64,6 +67,21 @@ class Component(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _check_name(cls, getattr(cls, "kind", "component"))
+
+    @property
+    def identity(self) -> Any:
+        """What its effect depends on, as JSON values: its settings without `keys_without_effect`, also of the components in its spec."""
+        if self.spec is None:
+            return held_facts(self)
+        read = {**self.spec, **(self.spec_as_read or {})}
+        settings = {key: value for key, value in read.items() if key not in self.keys_without_effect}
+        return settings | _identities_in(self, settings)
+
+
+def _identities_in(holder: object, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The identities of the components that are written out in some settings of their holder, by key."""
+    held = held_by(holder, Component)
+    return {key: held[key].identity for key, written in settings.items() if key in held and isinstance(written, Mapping)}
 
 
 class Transform(Component):
@@ -241,6 +259,7 @@ class Provider(ABC):
             read = self.spec_as_read or {}
             kept = self.spec.keys() - left_out
             settings = {key: read[key] if key in read else with_digests(self.spec[key]) for key in kept}
+            settings |= _identities_in(self, settings)
         if self.transform is not None:
             written = self.transform.spec
             settings["transform"] = (

@@ -32,6 +32,7 @@ KINDS: Mapping[str, str] = {
     "aggregate": "rm_register_aggregates",
     "transform": "rm_register_transforms",
     "protocol": "rm_register_protocols",
+    "judge": "rm_register_judges",
     "suite": "rm_register_suites",
     "dialect": "rm_register_dialects",
     "engine": "rm_register_engines",
@@ -44,6 +45,7 @@ BUILT_INS = (
     "rm_plugins.aggregates",
     "rm_plugins.transforms",
     "rm_plugins.protocols",
+    "rm_plugins.judges",
     "rm_plugins.suites",
     "rm_plugins.server.dialects",
 )

@@ -426,7 +426,7 @@ def _written(value: Any) -> Any:
 
 def _without_effect(cls: type[Any]) -> Collection[str]:
     """The keys of a spec that change no score."""
-    return cls.keys_without_effect if issubclass(cls, Provider) else ()
+    return cls.keys_without_effect if issubclass(cls, (Component, Provider)) else ()
 
 
 def _is_importable(value: Any) -> bool:

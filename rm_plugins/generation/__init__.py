@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from rm_plugins.generation.generator import Completion, Generator, Sampling
+from rm_plugins.generation.generator import Completion, Generator, GreedyCompletion, Sampling
 from rm_plugins.generation.prompts import PolicyPrompts
 
-__all__ = ["ENGINES", "Completion", "Generator", "PolicyPrompts", "Sampling", "default_engine", "load_generator"]
+__all__ = [
+    "ENGINES",
+    "Completion",
+    "Generator",
+    "GreedyCompletion",
+    "PolicyPrompts",
+    "Sampling",
+    "default_engine",
+    "load_generator",
+]
 
 ENGINES = ("transformers", "vllm")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -68,6 +68,24 @@ class Completion:
     finished: bool
 
 
+@dataclass(frozen=True, slots=True)
+class GreedyCompletion:
+    """The most likely completion, token by token.
+
+    Args:
+        tokens: The token ids without the one that ended it.
+        text: The same as text.
+        finished: Whether the model ended it; False if it was cut off at the token limit.
+        watched: For each of `tokens`, the probabilities at its position of those token ids that were to be watched, as far as they are
+            known.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    finished: bool
+    watched: tuple[Mapping[int, float], ...] = ()
+
+
 class Generator(ABC):
     """A policy that writes completions; a subclass for each engine.
 
@@ -117,6 +135,12 @@ class Generator(ABC):
         """
 
     @abstractmethod
+    def _draw_greedily(
+        self, prompts: Sequence[list[int]], max_new_tokens: int, watched: Sequence[int]
+    ) -> list[GreedyCompletion]:
+        """Write the most likely completion of each prompt; the arguments are those of `complete_greedily`."""
+
+    @abstractmethod
     def close(self) -> None:
         """Free the memory of the model."""
 
@@ -144,4 +168,29 @@ class Generator(ABC):
             last = numbers[-1] + 1
             raise ModelError(
                 f"The policy {self.model!r} failed on the prompts {first + 1} to {last}: {type(error).__name__}: {error}"
+            ) from error
+
+    def complete_greedily(
+        self, prompts: Sequence[list[int]], max_new_tokens: int, watched: Collection[int] = ()
+    ) -> list[GreedyCompletion]:
+        """Write the most likely completion of each prompt, without the sampling settings.
+
+        Args:
+            prompts: The token ids of each prompt, [N].
+            max_new_tokens: The most tokens of a completion.
+            watched: Token ids whose probabilities are wanted at every position. vLLM knows only those of the 20 most likely tokens.
+
+        Returns:
+            One completion per prompt, [N].
+
+        Raises:
+            ModelError: The engine failed.
+        """
+        try:
+            return self._draw_greedily(prompts, max_new_tokens, sorted(watched))
+        except RmPluginsError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"The model {self.model!r} failed on {len(prompts)} prompts: {type(error).__name__}: {error}"
             ) from error

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from rm_plugins.generation.generator import Completion, Generator
+from rm_plugins.generation.generator import Completion, Generator, GreedyCompletion
 from rm_plugins.models.model_folder import allows_code
 from rm_plugins.models.own_weights import own_weights
 from rm_plugins.models.placement import default_device
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Warper = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Warper: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Row = TypeVar("Row")
+Written = TypeVar("Written")
 
 
 class TransformersGenerator(Generator):
@@ -55,23 +54,40 @@ class TransformersGenerator(Generator):
         ]
         completions: list[Completion] = []
         for start in range(0, len(rows), self.batch_size):
-            completions += self._completed(rows[start : start + self.batch_size])
+            completions += _in_halves(self._generate, rows[start : start + self.batch_size])
         return [completions[start : start + n] for start in range(0, len(completions), n)]
 
-    def _completed(self, rows: Sequence[tuple[list[int], int]]) -> list[Completion]:
-        """One completion for each prompt and seed; a batch that does not fit into memory is halved."""
-        try:
-            return self._generate(rows)
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        half = len(rows) // 2
-        return self._completed(rows[:half]) + self._completed(rows[half:])
-
     def _generate(self, rows: Sequence[tuple[list[int], int]]) -> list[Completion]:
+        """One completion for each prompt and seed."""
         prompts, seeds = zip(*rows, strict=True)
+        written = self._written(prompts, self.sampling.max_new_tokens, self._warpers(seeds))
+        return [self._completion(prompt, row) for prompt, row in zip(prompts, written, strict=True)]
+
+    def _draw_greedily(
+        self, prompts: Sequence[list[int]], max_new_tokens: int, watched: Sequence[int]
+    ) -> list[GreedyCompletion]:
+        def write(some: Sequence[list[int]]) -> list[GreedyCompletion]:
+            watcher = _WatchedTokens(watched)
+            rows = self._written(some, max_new_tokens, LogitsProcessorList([watcher] if watched else []))
+            return [
+                self._greedy_completion(prompt, row, watcher.of_row(place))
+                for place, (prompt, row) in enumerate(zip(some, rows, strict=True))
+            ]
+
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))  # so that little is padded
+        completions: dict[int, GreedyCompletion] = {}
+        for start in range(0, len(order), self.batch_size):
+            places = order[start : start + self.batch_size]
+            completions.update(zip(places, _in_halves(write, [prompts[place] for place in places]), strict=True))
+        return [completions[place] for place in range(len(prompts))]
+
+    def _greedy_completion(self, prompt: list[int], row: list[int], watched: Sequence[Mapping[int, float]]) -> GreedyCompletion:
+        completion = self._completion(prompt, row)
+        end = next((place for place, token in enumerate(row) if token in self._ends), len(row))
+        return GreedyCompletion(tuple(row[:end]), completion.text, completion.finished, tuple(watched[:end]))
+
+    def _written(self, prompts: Sequence[list[int]], max_new_tokens: int, processors: LogitsProcessorList) -> list[list[int]]:
+        """The tokens that the policy writes after each prompt, with padding after those that ended."""
         width = max(map(len, prompts))
         padding = self.tokenizer.pad_token_id
         if padding is None:  # padding is masked, so any token works
@@ -82,15 +98,16 @@ class TransformersGenerator(Generator):
         written = self._policy.generate(
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
-            logits_processor=self._warpers(seeds),
+            logits_processor=processors,
             generation_config=GenerationConfig(
-                max_new_tokens=self.sampling.max_new_tokens,
+                max_new_tokens=max_new_tokens,
                 do_sample=False,
                 eos_token_id=self._ends or None,
                 pad_token_id=padding,
             ),
         )
-        return [self._completion(prompt, row) for prompt, row in zip(prompts, written[:, width:].tolist(), strict=True)]
+        rows: list[list[int]] = written[:, width:].tolist()
+        return rows
 
     def _warpers(self, seeds: Sequence[int]) -> LogitsProcessorList:
         warpers: list[Warper] = []
@@ -110,6 +127,35 @@ class TransformersGenerator(Generator):
     def _decoded(self, tokens: list[int]) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+
+def _in_halves(work: Callable[[Sequence[Row]], list[Written]], rows: Sequence[Row]) -> list[Written]:
+    """What `work` makes of the rows; a batch that does not fit into memory is halved."""
+    try:
+        return work(rows)
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(rows) // 2
+    return _in_halves(work, rows[:half]) + _in_halves(work, rows[half:])
+
+
+class _WatchedTokens:
+    """Records the probabilities of some tokens at every position, without changing the logits."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = list(tokens)
+        self._steps: list[list[list[float]]] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._steps.append(scores.float().softmax(-1)[:, self._tokens].tolist())
+        return scores
+
+    def of_row(self, row: int) -> list[dict[int, float]]:
+        """The probabilities of the tokens at every position of a row."""
+        return [dict(zip(self._tokens, step[row], strict=True)) for step in self._steps]
 
 
 class _GumbelNoise:

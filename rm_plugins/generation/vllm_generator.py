@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar
 
 from rm_plugins.errors import MissingDependencyError
-from rm_plugins.generation.generator import Completion, Generator
+from rm_plugins.generation.generator import Completion, Generator, GreedyCompletion
+
+_TOP_LOGPROBS = 20
+"""The most log-probabilities that vLLM gives by default."""
 
 
 class VLLMGenerator(Generator):
@@ -56,3 +60,25 @@ class VLLMGenerator(Generator):
             ]
             for output in outputs
         ]
+
+    def _draw_greedily(
+        self, prompts: Sequence[list[int]], max_new_tokens: int, watched: Sequence[int]
+    ) -> list[GreedyCompletion]:
+        logprobs = _TOP_LOGPROBS if watched else None
+        outputs = self._llm.generate(
+            [self._vllm.TokensPrompt(prompt_token_ids=prompt) for prompt in prompts],
+            [self._vllm.SamplingParams(temperature=0.0, max_tokens=max_new_tokens, logprobs=logprobs) for _ in prompts],
+            use_tqdm=False,
+        )
+        return [self._greedy_completion(output.outputs[0], frozenset(watched)) for output in outputs]
+
+    def _greedy_completion(self, output: Any, watched: frozenset[int]) -> GreedyCompletion:
+        tokens, finished = list(output.token_ids), output.finish_reason == "stop"
+        if finished and tokens and tokens[-1] in self.tokenizer.all_special_ids:
+            tokens.pop()  # the token that ended it
+        steps: Sequence[Mapping[int, Any]] = output.logprobs or ()
+        seen = tuple(
+            {token: math.exp(entry.logprob) for token, entry in step.items() if token in watched}
+            for step in steps[: len(tokens)]
+        )
+        return GreedyCompletion(tuple(tokens), output.text, finished, seen)

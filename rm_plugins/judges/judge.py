@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar
 
-from rm_plugins.held_facts import held_facts
 from rm_plugins.provider import Component
 from rm_plugins.samples import Message, canonical_json
 
@@ -63,7 +62,8 @@ class Reply:
 class Judge(Component):
     """A language model that is asked questions; used as ``judge: NAME`` or ``judge: {name: NAME, ...}`` in the specs of rewards.
 
-    Equal questions of one call should be asked once.
+    `rm_plugins.judges.CachingJudge` implements `ask` for judges that are asked equal questions once and whose replies are cached. The
+    `identity` of a judge is what its answers depend on besides the questions: the model and its sampling settings.
     """
 
     kind: ClassVar[str] = "judge"
@@ -85,10 +85,5 @@ class Judge(Component):
             ScoringError: No question can be answered, because the judge itself does not work.
         """
 
-    @property
-    def identity(self) -> Any:
-        """What its answers depend on besides the questions, as JSON values: the model and its sampling settings."""
-        return held_facts(self) if self.spec is None else dict(self.spec)
-
-    def close(self) -> None:  # noqa: B027 - most judges hold nothing
+    def close(self) -> None:
         """Free what it holds: connections, the memory of a model. Asking again opens it again."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from rm_plugins.errors import AnswerError, DataError, SpecError
+from rm_plugins.errors import DataError, SpecError
 from rm_plugins.protocols.discovery import only_model
-from rm_plugins.protocols.judge_labels import LabelScale
-from rm_plugins.protocols.judge_numbers import NumberScale
 from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts
 from rm_plugins.protocols.request_ids import check_request_id
 from rm_plugins.provider import LocalPath
-from rm_plugins.samples import Message, RenderedSample, message_text
-
-_LABELS = {"Yes": 1.0, "No": 0.0}
+from rm_plugins.rendering.written_out import written_out
+from rm_plugins.replies import Grade, LabelScale, answer_scale, only_choice, withheld
+from rm_plugins.samples import RenderedSample
 
 _RUBRIC = """Below are a request and a response to it.
 
@@ -49,8 +46,9 @@ class OpenAIJudge(Protocol):
         system: A system message before the rubric.
         labels: The value of each label; by default ``{"Yes": 1.0, "No": 0.0}`` (YAML needs the quotes) unless `range` is set. Variants in
             case and white space count as the label. A label must be a single token of the judge.
-        min_label_mass: The smallest total probability of the labels; below it, the judge did not answer the question.
-        top_logprobs: The number of tokens with logprobs that are requested, at most 20.
+        min_label_mass: The smallest total probability of the labels, by default 0.5; below it, the judge did not answer the
+            question. Refused beside `range`.
+        top_logprobs: The number of tokens with logprobs that are requested, by default 20, which is also the most. Refused beside `range`.
         range: The lowest and the highest number that the judge may answer.
         pattern: A regular expression with one group, the number; its last match in the answer counts. By default the last line
             must be ``Score: NUMBER``.
@@ -76,20 +74,18 @@ class OpenAIJudge(Protocol):
         rubric_file: Annotated[str, LocalPath] | None = None,
         system: str | None = None,
         labels: Mapping[str, float] | None = None,
-        min_label_mass: float = 0.5,
-        top_logprobs: int = 20,
+        min_label_mass: float | None = None,
+        top_logprobs: int | None = None,
         range: Sequence[float] | None = None,
         pattern: str | None = None,
         max_tokens: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
-        if labels is not None and range is not None:
-            raise SpecError(
-                "a judge answers with a label or with a number: 'labels' and 'range' exclude each other.", key="labels"
-            )
-        if range is None and pattern is not None:
-            raise SpecError("needs 'range', the lowest and the highest number that the judge may answer.", key="pattern")
-        if not 1 <= top_logprobs <= 20:
+        self.scale = answer_scale(
+            labels=labels, min_label_mass=min_label_mass, range=range, pattern=pattern, top_logprobs=top_logprobs
+        )
+        self.top_logprobs = 20 if top_logprobs is None else top_logprobs
+        if not 1 <= self.top_logprobs <= 20:
             raise SpecError(f"must be from 1 to 20, not {top_logprobs}.", key="top_logprobs")
         if max_tokens is not None and max_tokens < 1:
             raise SpecError(f"must be at least 1, not {max_tokens}.", key="max_tokens")
@@ -97,10 +93,6 @@ class OpenAIJudge(Protocol):
             raise SpecError("'rubric' and 'rubric_file' exclude each other.", key="rubric")
         self.model = model
         self.system = system
-        self.top_logprobs = top_logprobs
-        self.scale = (
-            LabelScale(_LABELS if labels is None else labels, min_label_mass) if range is None else NumberScale(range, pattern)
-        )
         given = _read(rubric_file) if rubric_file is not None else rubric
         if given is not None and "{completion}" not in given:
             raise SpecError("the rubric needs the placeholder {completion}.", key="rubric" if rubric else "rubric_file")
@@ -138,41 +130,23 @@ class OpenAIJudge(Protocol):
         sample = item.sample
         if isinstance(sample, RenderedSample) and sample.token_ids is not None:
             raise DataError("A judge reads text; token ids cannot be sent to it.")
-        texts = {"prompt": _text(sample.prompt), "completion": _text(sample.completion)}
+        texts = {"prompt": written_out(sample.prompt), "completion": written_out(sample.completion)}
         # In one pass and without str.format, because rubrics and texts contain other braces.
         return re.sub(r"\{(prompt|completion)\}", lambda match: texts[match[1]], self.rubric)
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
         """The grade, or the error why there is none."""
-        match answer := response.json():
-            case {"choices": [{"message": {} as message} as choice]}:
-                check_request_id(answer.get("id"), request_id)  # vLLM builds its id from X-Request-ID
-            case _:
-                raise AnswerError(f"the answer is {answer!r:.80}; one of the 'choices' with a 'message' was expected")
-        if message.get("refusal"):
-            return Answer([None], errors={0: f"the judge refused to answer: {str(message['refusal'])[:200]}"})
-        if choice.get("finish_reason") == "content_filter":
-            return Answer([None], errors={0: "the judge's answer was withheld by a content filter"})
-        return self.scale.grade(choice)
+        answer = response.json()
+        choice = only_choice(answer)
+        check_request_id(answer.get("id"), request_id)  # vLLM builds its id from X-Request-ID
+        grade = Grade(error=error) if (error := withheld(choice)) else self.scale.grade(choice)
+        details = {name: [value] for name, value in grade.details.items()}
+        return Answer([grade.value], details, {0: grade.error} if grade.error else {})
 
     def failure(self, response: Response, items: int) -> Failure:
         """What an error status means; an error about logprobs is permanent, because the model will not return them later either."""
         about_logprobs = isinstance(self.scale, LabelScale) and "logprobs" in self.message(response)
         return "refused" if about_logprobs and 400 <= response.status < 500 else super().failure(response, items)
-
-
-def _text(part: str | Sequence[Message]) -> str:
-    """Text unchanged, a single message as its text, several messages as ``Role: content`` paragraphs."""
-    if isinstance(part, str):
-        return part
-    contents = [
-        message_text(message, strict=True) or json.dumps(message.get("tool_calls") or "", ensure_ascii=False)
-        for message in part
-    ]
-    if len(part) == 1:
-        return str(contents[0])
-    roles = [str(message["role"]).capitalize() for message in part]
-    return "\n\n".join(f"{role}: {content}" for role, content in zip(roles, contents, strict=True))
 
 
 def _read(path: str) -> str:

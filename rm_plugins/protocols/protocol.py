@@ -40,6 +40,7 @@ class Item:
         pair: The two texts, if the model takes prompt and completion as a pair.
         refusal: Why the sample must not be sent; empty if it may be sent.
         length: The number of tokens of the local rendering, if there is one; `token_ids` may omit trailing padding.
+        question: What is asked, for a protocol that asks a language model questions; the sample is then empty.
     """
 
     sample: Sample
@@ -48,6 +49,7 @@ class Item:
     pair: tuple[str, str] | None = None
     refusal: str = ""
     length: int | None = None
+    question: Any = None
 
     @property
     def needed_text(self) -> str:
@@ -188,12 +190,14 @@ class Answer:
         details: Named per-item extras, [N] each.
         errors: The reason for each item that the server could not score, by position; its value is None.
         fingerprint: Identifies the model that scored; empty if the server does not report it.
+        replies: What a language model replied to each `Item.question`, [N]; empty for a protocol that scores samples.
     """
 
     values: Sequence[float | None]
     details: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     errors: Mapping[int, str] = field(default_factory=dict)
     fingerprint: str = ""
+    replies: Sequence[Any] = ()
 
 
 Ask: TypeAlias = Callable[[Request], Awaitable[Response]]

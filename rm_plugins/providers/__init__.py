@@ -23,6 +23,8 @@ def rm_register_providers() -> Sequence[type[Provider]]:
     from rm_plugins.providers.combinators.sum import Sum
     from rm_plugins.providers.combinators.threshold import Threshold
     from rm_plugins.providers.function import FunctionProvider
+    from rm_plugins.providers.judged.judged import Judged
+    from rm_plugins.providers.judged.rubric import Rubric
     from rm_plugins.providers.models.lora_ensemble import LoraEnsemble
     from rm_plugins.providers.models.mc_dropout import McDropout
     from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
@@ -44,6 +46,7 @@ def rm_register_providers() -> Sequence[type[Provider]]:
         FunctionProvider,
         Gate,
         JsonSchema,
+        Judged,
         LengthWindow,
         LoraEnsemble,
         MathVerify,
@@ -53,6 +56,7 @@ def rm_register_providers() -> Sequence[type[Provider]]:
         Remote,
         Repetition,
         Route,
+        Rubric,
         SequenceClassifier,
         Sum,
         Threshold,

@@ -1,8 +1,19 @@
-"""Sends a remote provider's samples to servers and collects their scores: connections, retries, load, failures."""
+"""Sends samples and questions to servers and collects the scores and replies: connections, retries, load, failures."""
 
 from rm_plugins.remote.call import Outcome, ScoringCall
+from rm_plugins.remote.checked_settings import checked_settings, checked_urls
 from rm_plugins.remote.fleet import Fleet
 from rm_plugins.remote.items import SendableSamples
+from rm_plugins.remote.sendable import SendableQuestions
 from rm_plugins.remote.settings import Settings
 
-__all__ = ["Fleet", "Outcome", "ScoringCall", "SendableSamples", "Settings"]
+__all__ = [
+    "Fleet",
+    "Outcome",
+    "ScoringCall",
+    "SendableQuestions",
+    "SendableSamples",
+    "Settings",
+    "checked_settings",
+    "checked_urls",
+]

@@ -17,10 +17,10 @@ from rm_plugins.protocols.request_ids import request_ids
 from rm_plugins.redaction import redact_logs, redacted
 from rm_plugins.remote.endpoint import Endpoint
 from rm_plugins.remote.fleet import Fleet, Turn
-from rm_plugins.remote.items import SendableSamples
 from rm_plugins.remote.request_failure import RequestFailure
 from rm_plugins.remote.requests import ANSWER_BYTES, ScoringRequest, packed, read_answer, scoring_request
 from rm_plugins.remote.retry import backoff
+from rm_plugins.remote.sendable import Sendable
 
 logger = logging.getLogger(__name__)
 redact_logs([__name__])
@@ -47,6 +47,7 @@ class Outcome:
         error: Why scoring failed; empty if it did not.
         fingerprint: The fingerprint of the model that scored it.
         sent_at: When it was sent; the sample that was sent last was scored by the newest model.
+        reply: What a language model replied, for a protocol that asks questions.
     """
 
     value: float | None = None
@@ -54,12 +55,13 @@ class Outcome:
     error: str = ""
     fingerprint: str = ""
     sent_at: float = 0.0
+    reply: Any = None
 
 
 class ScoringCall:
     """One call, which scores N different samples and counts events in `tally`; runs on the network's thread."""
 
-    def __init__(self, fleet: Fleet, samples: SendableSamples, tally: Counter[str]) -> None:
+    def __init__(self, fleet: Fleet, samples: Sendable, tally: Counter[str]) -> None:
         self._fleet = fleet
         self._settings = fleet.settings
         self._samples = samples
@@ -323,7 +325,8 @@ class ScoringCall:
         for place, row in enumerate(prepared.rows):
             details = {name: column[place] for name, column in answer.details.items()}
             error = redacted(answer.errors.get(place, ""))
-            outcomes[row] = Outcome(answer.values[place], details, error, answer.fingerprint, sent_at)
+            reply = answer.replies[place] if answer.replies else None
+            outcomes[row] = Outcome(answer.values[place], details, error, answer.fingerprint, sent_at, reply)
         return outcomes
 
     async def _answer(self, turn: Turn, prepared: ScoringRequest, items: Sequence[Item], request_id: str) -> Answer:

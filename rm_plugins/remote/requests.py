@@ -106,7 +106,9 @@ def read_answer(response: Response, items: Sequence[Item], server: ServerFacts, 
     try:
         check_request_id(response.headers.get("x-request-id"), request_id)
         answer = server.protocol.answer(response, items, server, request_id)
-        columns = {"the answer": answer.values, **answer.details}
+        columns: dict[str, Sequence[object]] = {"the answer": answer.values, **answer.details}
+        if answer.replies:
+            columns["replies"] = answer.replies
         for name, column in columns.items():
             if len(column) != len(items):
                 raise AnswerError(f"{name} has {len(column)} entries for {len(items)} items")

@@ -1,11 +1,19 @@
-"""The answer in a judge's text: what comes after its reasoning."""
+"""Where an answer begins in a judge's text: after its reasoning."""
 
 from __future__ import annotations
 
 import re
 
-_OPEN = re.compile(r"\A\s*<(think|thinking|reasoning)>", re.IGNORECASE)
+OPEN_REASONING = re.compile(r"\A\s*<(?:think|thinking|reasoning)>", re.IGNORECASE)
+"""The beginning of a text that begins with reasoning."""
+
 _CLOSE = re.compile(r"</(?:think|thinking|reasoning)>", re.IGNORECASE)
+
+
+def end_of_reasoning(text: str) -> int | None:
+    """The position after the last ``</think>`` of a text; None if it has none."""
+    ends = [match.end() for match in _CLOSE.finditer(text)]
+    return ends[-1] if ends else None
 
 
 def after_reasoning(text: str) -> str | None:
@@ -18,6 +26,5 @@ def after_reasoning(text: str) -> str | None:
     >>> after_reasoning("<think>It is B") is None
     True
     """
-    ends = list(_CLOSE.finditer(text))
-    rest = text[ends[-1].end() :] if ends else text
-    return None if _OPEN.match(rest) else rest.strip()
+    rest = text[end_of_reasoning(text) or 0 :]
+    return None if OPEN_REASONING.match(rest) else rest.strip()

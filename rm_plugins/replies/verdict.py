@@ -14,7 +14,8 @@ _MARKED = re.compile(r"\[\[([^\[\]\n]{1,80})\]\]|\\boxed\{(?:\\text\{)?([^{}\n]{
 """A verdict in double brackets, or in a box as models trained on mathematics write it."""
 
 _LINE = re.compile(
-    r"^[\s>#*_-]*(?:my |the |final |overall )*(?:answer|choice|decision|judge?ment|preference|verdict|winner)[\s*_]*(?::|=|\bis\b:?)(.+)$",
+    r"^[ \t>#*_-]*(?:my |the |final |overall )*"
+    r"(?:answer|choice|decision|judge?ment|preference|verdict|winner)[ \t*_]*(?::|=|\bis\b:?)([^\r\n]+)",
     re.IGNORECASE | re.MULTILINE,
 )
 """A line such as ``**Final verdict:** A``."""
@@ -64,7 +65,7 @@ def verdict_in(text: str, verdicts: Collection[str]) -> Verdict:
         return Verdict(error=f"there is no answer{' after the reasoning' if text.strip() else ''}")
     if (whole := _folded(answer)) in named:
         return Verdict(named[whole])
-    marked = [_folded(first or second) for first, second in _MARKED.findall(answer)]
+    marked = {_folded(first or second): (first or second).strip() for first, second in _MARKED.findall(answer)}
     lines = [_folded(rest) for rest in _LINE.findall(_MARKED.sub("", answer))]
     given = list(dict.fromkeys(verdict for verdict in (*marked, *lines) if verdict in named))
     allowed = ", ".join(map(repr, verdicts))
@@ -73,7 +74,7 @@ def verdict_in(text: str, verdicts: Collection[str]) -> Verdict:
             error=f"the answer has {'two' if len(given) == 2 else len(given)} different verdicts, "
             f"{' and '.join(repr(named[verdict]) for verdict in given)}"
         )
-    if strange := next((verdict for verdict in marked if verdict and verdict not in named), ""):
+    if strange := next((written for verdict, written in marked.items() if verdict not in named), ""):
         return Verdict(error=f"the answer has the verdict {strange!r}, which is not one of {allowed}")
     if given:
         return Verdict(named[given[0]])

@@ -270,7 +270,7 @@ class TestFailures:
     def test_a_server_that_never_ran_is_soon_given_up(
         self, address: list[str], protocol: Native | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr("rm_plugins.providers.remote.ABSENCE", 0.3)
+        monkeypatch.setattr("rm_plugins.remote.checked_settings.ABSENCE", 0.3)
         provider = Remote(url=address, protocol=protocol)
         for _ in range(2):
             begun = time.monotonic()
@@ -283,8 +283,8 @@ class TestFailures:
     def test_a_deadline_in_the_spec_and_a_server_that_answered_before_are_waited_for(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr("rm_plugins.providers.remote.ABSENCE", 0.1)
-        monkeypatch.setattr("rm_plugins.providers.remote.DEADLINE", 0.6)
+        monkeypatch.setattr("rm_plugins.remote.checked_settings.ABSENCE", 0.1)
+        monkeypatch.setattr("rm_plugins.remote.checked_settings.DEADLINE", 0.6)
         with serving(Scorer(), lifespan="off") as url:
             there = Remote(url=url, protocol=Native())
             assert there.score(SAMPLES).values.tolist() == EXPECTED

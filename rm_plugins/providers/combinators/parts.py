@@ -14,7 +14,10 @@ from rm_plugins.provider import OnError, Provider, Transform, transforms_of
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores, TokenCounts
 
-_WORK = ("rows", "duplicates", "cached", "tokens", "unique_tokens", "padded_tokens", "seconds", "truncated")
+_WORK = (
+    *("rows", "duplicates", "cached", "tokens", "unique_tokens", "padded_tokens", "seconds", "truncated"),
+    *("calls", "prompt_tokens", "completion_tokens"),
+)
 """Entries of `Scores.metadata` that add up over members."""
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rm_plugins.errors import AnswerError, SpecError
-from rm_plugins.protocols.protocol import Answer, finite
+from rm_plugins.errors import SpecError
+from rm_plugins.replies.grade import Grade
+from rm_plugins.replies.reasoning import after_reasoning
 
 _SCORE_LINE = re.compile(r"^[\s*_]*Score(?:[\s*_]*[:=])?[\s*_]*(-?\d+(?:\.\d+)?)[\s*_.]*$", re.IGNORECASE)
 """A line that consists of a score, perhaps in bold markdown."""
@@ -22,6 +24,9 @@ class NumberScale:
 
     Raises:
         SpecError: An argument is invalid.
+
+    >>> NumberScale([1, 10], None).of_text("It is correct, but long.\\nScore: 7").value
+    7.0
     """
 
     def __init__(self, bounds: Sequence[float], pattern: str | None) -> None:
@@ -44,22 +49,26 @@ class NumberScale:
             f"{self.high:g} (best) for N."
         )
 
-    def grade(self, choice: Mapping[str, Any]) -> Answer:
-        """The number in the answer, or the error why there is none."""
+    def grade(self, choice: Mapping[str, Any]) -> Grade:
+        """The number in a choice of the chat completions API, or the error why there is none."""
         if choice.get("finish_reason") == "length":
-            return Answer([None], errors={0: "the judge's answer was cut off at max_tokens; raise max_tokens"})
+            return Grade(error="the judge's answer was cut off at max_tokens; raise max_tokens")
         text = choice["message"].get("content")
-        text = text.rpartition("</think>")[2].strip() if isinstance(text, str) else ""
-        if text.startswith("<think>"):  # the reasoning does not end, so there is no answer
-            text = ""
+        return self.of_text(text if isinstance(text, str) else "")
+
+    def of_text(self, text: str) -> Grade:
+        """The number in a complete answer, or the error why there is none."""
+        text = after_reasoning(text) or ""
         last_line = text.rpartition("\n")[2]
         matches = _SCORE_LINE.findall(last_line) if self.pattern is None else self.pattern.findall(text)
         if not matches:
-            return Answer([None], errors={0: f"the judge's answer has no score where one was expected: {text[-200:]!r}"})
+            return Grade(error=f"the judge's answer has no score where one was expected: {text[-200:]!r}")
         try:
-            number = finite(float(matches[-1]), "the judge's score")
-        except (ValueError, AnswerError):
-            return Answer([None], errors={0: f"the judge's score {matches[-1]!r:.80} is not a number"})
+            number = float(matches[-1])
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            return Grade(error=f"the judge's score {matches[-1]!r:.80} is not a number")
         if not self.low <= number <= self.high:
-            return Answer([None], errors={0: f"the judge's score {number:g} is not between {self.low:g} and {self.high:g}"})
-        return Answer([number])
+            return Grade(error=f"the judge's score {number:g} is not between {self.low:g} and {self.high:g}")
+        return Grade(number)
