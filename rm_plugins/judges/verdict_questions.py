@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from rm_plugins.errors import SpecError
 from rm_plugins.judges.template import Template
 from rm_plugins.rendering.written_out import written_out
+from rm_plugins.replies import LabelScale, answer_scale
 from rm_plugins.samples import Message, Sample
 
 PAIR_VERDICTS = ("A", "B", "tie")
 """The verdicts on a pair: the first response is better, the second one is, both are equally good."""
 
-GOOD_OR_BAD = ("Yes", "No")
-"""The verdicts on a single response."""
 
 
 class PairQuestion:
@@ -63,7 +61,7 @@ class PairQuestion:
 
 
 class GoodnessQuestion:
-    """Asks whether a response is good.
+    """Asks whether a response is good, like the reward `judge` with its default labels.
 
     Args:
         template: As for `PairQuestion`; it uses ``completion``, the response.
@@ -72,15 +70,14 @@ class GoodnessQuestion:
         SpecError: The template is not valid, or does not use the response.
     """
 
-    verdicts: Sequence[str] = GOOD_OR_BAD
-
     def __init__(self, template: str = "pointwise") -> None:
         self.template = Template(template, given=("criteria", "instruction"), needed=("completion", "messages"))
-
-    @property
-    def instruction(self) -> str:
-        """The sentences that tell the judge the form of the answer."""
-        return f"Is the response good? Answer with one word and nothing else: {' or '.join(self.verdicts)}."
+        scale = answer_scale()
+        assert isinstance(scale, LabelScale)
+        self.verdicts = scale.names
+        """The verdicts: good, and bad."""
+        self.instruction = scale.instruction
+        """The sentence that tells the judge the form of the answer."""
 
     def messages(self, sample: Sample, criteria: str | None = None) -> tuple[Message, ...]:
         """The question about a response.

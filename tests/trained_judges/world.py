@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
 TEMPLATE = "A : {{ first }} B : {{ second }}"
 WORDS = "the a red green grey moon sea road tree stone house river old new far near quick slow".split()
 BETTER = "blue"
 CHAT = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}=> {{ message['content'] }} <|end|>"
-    "{% else %}{{ message['content'] }} {% endif %}{% endfor %}{% if add_generation_prompt %}=> {% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}=> {{ message['content'] }}<|end|>"
+    "{% else %}{{ message['content'] }} {% endif %}{% endfor %}{% if add_generation_prompt %}=>{% endif %}"
 )
 
 
@@ -30,16 +30,20 @@ def preferences(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
 
 
 def make_judge(folder: Path, seed: int = 0) -> Path:
-    """Save a random language model of two layers that knows the words of this world; returns its folder."""
-    special = ["<|pad|>", "<|end|>", "<|unk|>"]
-    words = [*special, "A", "B", ":", "=>", "[[A]]", "[[B]]", "[[tie]]", *WORDS, BETTER]
-    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<|unk|>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    names = {"pad_token": "<|pad|>", "eos_token": "<|end|>", "unk_token": "<|unk|>"}
-    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=made, chat_template=CHAT, **names)
+    """Save a random language model of two layers, whose tokens are the words of this world; returns its folder."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator([f"A : {' '.join([*WORDS, BETTER])} B : => [[A]] => [[B]]"] * 2, trainer)
+    tokenizer: Any = PreTrainedTokenizerFast(
+        tokenizer_object=made, chat_template=CHAT, pad_token="<|pad|>", eos_token="<|end|>"
+    )
     set_seed(seed)
     config = Qwen2Config(
-        vocab_size=len(words),
+        vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
