@@ -94,7 +94,9 @@ class Transform(Component):
         """Reshape `values` (float64 [N], NaN where abstained, which must stay NaN); returns float64 [N]."""
 
     depends_on_batch: ClassVar[bool] = False
-    """Whether a reshaped score depends on the other samples of its batch."""
+    """Whether a reshaped score depends on the other samples of its group (`rm_plugins.groups`)."""
+    group: str | None = None
+    """Where it does: the column that names a sample's group, or None where the samples of a prompt are a group."""
 
     def bind(self, provider: Provider) -> None:
         """Called once with the provider whose scores are reshaped, which may know statistics of its scores."""
@@ -151,7 +153,9 @@ class Provider(ABC):
     name: ClassVar[str]
 
     depends_on_batch: ClassVar[bool] = False
-    """Whether a sample's score depends on the others of its batch, not counting children and transforms."""
+    """Whether a sample's score depends on the others of its group (`rm_plugins.groups`), not counting children and transforms."""
+    group: str | None = None
+    """Where it does: the column that names a sample's group, or None where the samples of a prompt are a group."""
     keys_without_effect: ClassVar[frozenset[str]] = frozenset()
     """The keys of its spec that do not affect scores, such as the device or a timeout; they are not part of its `identity`."""
     metrics: ClassVar[tuple[str, ...]] = ()

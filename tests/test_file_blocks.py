@@ -12,7 +12,9 @@ import pytest
 
 import rm_plugins as rm
 from rm_plugins.data.row_files import write_rows
+from rm_plugins.data.scored_rows import ALONE
 from rm_plugins.errors import DataError, OutputError
+from rm_plugins.groups import RowGroups
 from rm_plugins.jobs.blocks import KeptBlocks
 from rm_plugins.jobs.file_blocks import FileBlock, FileScoring
 from rm_plugins.jobs.job_engine import ScoringRequest
@@ -32,9 +34,9 @@ def rows(count: int, prompt: int = 1) -> list[dict[str, Any]]:
 
 
 def begun(
-    source: Path, out: Path, *, key: str = "one", compares: bool = False, block_rows: int = 4, overwrite: bool = False
+    source: Path, out: Path, *, key: str = "one", groups: RowGroups = ALONE, block_rows: int = 4, overwrite: bool = False
 ) -> FileScoring:
-    return FileScoring(ScoringRequest(SPEC, str(source), "train", out, overwrite), key, compares, block_rows)
+    return FileScoring(ScoringRequest(SPEC, str(source), "train", out, overwrite), key, groups, block_rows)
 
 
 def planned(job: FileScoring) -> list[FileBlock]:
@@ -72,7 +74,7 @@ def test_any_order_and_repetition_give_the_file_of_one_process(source: Path, tmp
 
 def test_rows_of_a_prompt_are_in_one_block_however_many(tmp_path: Path) -> None:
     write_rows(rows(40, prompt=10), tmp_path / "in.jsonl")
-    job = begun(tmp_path / "in.jsonl", tmp_path / "out.jsonl", compares=True)
+    job = begun(tmp_path / "in.jsonl", tmp_path / "out.jsonl", groups=RowGroups((None,)))
     assert [block.rows.rows for block in planned(job)] == [10] * 4
     job.close()
 
@@ -142,14 +144,14 @@ class TestRefusals:
     @pytest.mark.parametrize("name", ["-", "someone/dataset"])
     def test_what_is_not_made_of_files(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(DataError, match="is not a file or a folder of files"):
-            FileScoring(ScoringRequest(SPEC, name, "train", tmp_path / "out.jsonl"), "key", False, 4)
+            FileScoring(ScoringRequest(SPEC, name, "train", tmp_path / "out.jsonl"), "key", ALONE, 4)
 
     def test_a_prompt_in_two_files(self, tmp_path: Path) -> None:
         (tmp_path / "in").mkdir()
         for name in "ab":
             write_rows([{"prompt": "Q", "completion": name}], tmp_path / "in" / f"{name}.jsonl")
-        job = begun(tmp_path / "in", tmp_path / "out.jsonl", compares=True)
-        with pytest.raises(DataError, match=r"a.jsonl and the first one of .*b.jsonl have the same prompt"):
+        job = begun(tmp_path / "in", tmp_path / "out.jsonl", groups=RowGroups((None,)))
+        with pytest.raises(DataError, match=r"a.jsonl and the first one of .*b.jsonl are of one group"):
             planned(job)
         job.close()
 

@@ -184,6 +184,11 @@ def test_another_version_of_the_protocol_is_named() -> None:
         Conversation(Native(), native(length, info={"protocol": "rm-plugins/2"})).prepared()
 
 
+def test_a_reward_that_compares_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"helpful .*compares the samples of a group .*transform: rank-in-group"):
+        Conversation(Native(), native(length, info={"compares": True})).prepared()
+
+
 def test_a_request_that_is_too_large_is_to_be_split() -> None:
     response = Conversation(Native(), native(length)).response(ITEMS * 2)
     assert Native().failure(response, 6) == "too-large"

@@ -104,7 +104,7 @@ class EngineReward:
             ScoringError: A sample has no reward, and `no_reward` is ``"raise"``.
             UnsupportedError: The reward compares samples, and the engine hands them over one by one.
         """
-        if not samples:
+        if not samples and not self.in_step:
             return []
         shared = shared_reward(self.spec)
         self._check(shared)

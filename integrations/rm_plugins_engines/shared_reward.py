@@ -23,6 +23,8 @@ from rm_plugins.samples import RenderedSample, Sample, canonical_json
 from rm_plugins.scores import Scores
 from rm_plugins.server.served_reward import ServedReward, characters
 from rm_plugins.spec import FILE_ENDINGS, load
+from rm_plugins.training.whole_groups import scored_in_whole_groups
+from rm_plugins.transforms import shared_batch
 
 Spec: TypeAlias = str | Path | Mapping[str, Any] | Callable[..., Any]
 """What `rm_plugins.load` takes, except a provider that is already loaded, which belongs to one process."""
@@ -73,10 +75,19 @@ class SharedReward:
         return self.submit(samples).result()
 
     def score_here(self, samples: Sequence[Sample]) -> Scores:
-        """The same in the calling thread, without other callers' samples."""
-        (scores,) = self._scored([samples])
+        """The same in the calling thread, without other callers' samples; groups that are spread over processes are whole.
+
+        Raises:
+            ProcessError: Another process fails, or is out of step.
+        """
+        scores = scored_in_whole_groups(self.reward.provider, samples, self._scored_here)
         self.counts["batches"] += 1
         self.counts["samples"] += len(samples)
+        return scores
+
+    def _scored_here(self, samples: Sequence[Sample]) -> Scores:
+        with shared_batch(self.reward.provider):
+            (scores,) = self._scored([samples])
         return scores
 
     async def score_async(self, samples: Sequence[Sample]) -> Scores:

@@ -10,8 +10,9 @@ from typing import Any
 
 import rm_plugins as rm
 from rm_plugins.errors import ModelError, ProcessError, RmPluginsError, UnsupportedError
+from rm_plugins.groups import RowGroups
 from rm_plugins.identity import fingerprint
-from rm_plugins.providers.combinators.parts import compares_samples, learns_while_scoring
+from rm_plugins.providers.combinators.parts import groupings, learns_while_scoring
 from rm_plugins.version import __version__
 from rm_plugins_ray.shipped_spec import ShippedSpec
 
@@ -24,7 +25,7 @@ class CarriedReward:
         label: The reward's name in messages.
         pickled: The reward; weights stay where they are, and each actor reads them by their path.
         fingerprint: `rm_plugins.identity.fingerprint` of the driver's reward.
-        compares: Whether a sample's score depends on the other samples of its prompt.
+        groups: How it groups samples that it compares.
         has_models: Whether it holds a model, which wants an accelerator.
         paths: The files and folders that its spec names, by their place in the spec.
         version: The version of rm-plugins on the driver.
@@ -33,7 +34,7 @@ class CarriedReward:
     label: str
     pickled: bytes
     fingerprint: str
-    compares: bool
+    groups: RowGroups
     has_models: bool
     paths: Mapping[str, str] = field(default_factory=dict)
     version: str = __version__
@@ -70,7 +71,7 @@ class CarriedReward:
             provider.label,
             pickled,
             fingerprint(provider),
-            compares_samples(provider),
+            RowGroups(groupings(provider)),
             any(part.models for _, part in provider.walk()),
             ShippedSpec.read(spec).paths if isinstance(spec, (str, Path, Mapping)) else {},
         )

@@ -49,7 +49,7 @@ class RayDataEngine(JobEngine):
         size = sum(path.stat().st_size for path in files_of(request))  # refuses a wrong source before a model is loaded
         block_rows = self.block_rows or next((rows for limit, rows in _BLOCK_ROWS if size < limit), _MOST_BLOCK_ROWS)
         reward = CarriedReward.load(request.spec)
-        scoring = FileScoring(request, reward.fingerprint, reward.compares, block_rows)
+        scoring = FileScoring(request, reward.fingerprint, reward.groups, block_rows)
         with closing(scoring) as job, connected(self.address), quiet_data_context():
             return self._scored(job, reward, progress)
 

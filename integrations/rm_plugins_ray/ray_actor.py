@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
-from rm_plugins.errors import ScoringError, SpecError
+from rm_plugins.errors import ScoringError, SpecError, UnsupportedError
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
@@ -133,6 +133,12 @@ class RayActor(Provider):
             raise ScoringError(
                 f"The actor of the provider {self.called} runs rm-plugins {facts['version']}, but this process runs {__version__}. Install "
                 "the same version on every node."
+            )
+        if facts["compares"]:
+            raise UnsupportedError(
+                f"The reward in the actor of the provider {self.called} compares the samples of a group, and this process does not know which "
+                "samples must be in one call. Start the actor without the part that compares, and put that part into the spec here, such as "
+                "`{provider: ray-actor, actor: ..., transform: rank-in-group}`."
             )
         self._check_fingerprint(facts["fingerprint"])
         self._known = actor

@@ -49,8 +49,10 @@ class RewardActor:
         )
 
     async def facts(self) -> dict[str, str]:
-        """The ``version`` of rm-plugins in the actor, and the ``label`` and the ``fingerprint`` of the reward."""
-        return {"version": __version__, "label": self._reward.facts.label, "fingerprint": self._reward.fingerprint}
+        """The ``version`` of rm-plugins in the actor; of the reward its ``label``, its ``fingerprint``, and whether it ``compares`` samples."""
+        facts = self._reward.facts
+        compares = "" if facts.is_merged else "samples"
+        return {"version": __version__, "label": facts.label, "fingerprint": self._reward.fingerprint, "compares": compares}
 
     async def score(self, samples: Sequence[Sample], client: str = "") -> Scores:
         """Score samples; failed rows are in `Scores.errors`.

@@ -12,6 +12,7 @@ from rm_plugins.data.row_formats import without_nan
 from rm_plugins.data.rows import row_samples
 from rm_plugins.data.scored_rows import ERROR, ScoredRow, scored_batches, unscored_samples
 from rm_plugins.errors import UnsupportedError
+from rm_plugins.groups import group_keys
 from rm_plugins.provider import OnError
 from rm_plugins_ray.carried_reward import CarriedReward
 from rm_plugins_ray.connection import check_installed
@@ -41,7 +42,7 @@ def score(
     ``score/std``; and ``score/error``, the reason where a sample failed, else null. An abstention is null.
 
     A reward that compares the completions of a prompt needs all of them at a time. A row with ``completions``, or with ``chosen`` and
-    ``rejected``, has them. Rows with one ``completion`` each are grouped by their prompt first
+    ``rejected``, has them. Rows with one ``completion`` each are grouped by their prompt, or the reward's column ``group``, first
     (`ray.data.grouped_data.GroupedData.map_groups`): Ray then reads everything before the first score, and the order of the rows changes.
     Otherwise each block of rows keeps its order; set ``DataContext.execution_options.preserve_order`` to keep that of the blocks as well.
 
@@ -78,8 +79,9 @@ def score(
         "batch_format": "pyarrow",
         **{name: amount for name, amount in reserved.items() if amount is not None},
     }
-    if reward.compares:
-        keyed = dataset.map_batches(_with_keys, fn_kwargs={"mapping": mapping}, batch_format="pyarrow", batch_size=batch_size)
+    if reward.groups:
+        by = {"mapping": mapping, "group": _only_grouping(reward)}
+        keyed = dataset.map_batches(_with_keys, fn_kwargs=by, batch_format="pyarrow", batch_size=batch_size)
         return keyed.groupby(_KEY).map_groups(BatchActor, **options)
     return dataset.map_batches(BatchActor, batch_size=batch_size, **options)
 
@@ -116,7 +118,7 @@ class BatchActor:
         rows = _rows(batch, self._mapping)
         scored: list[ScoredRow] = []
         for part, _ in scored_batches(
-            self._reward, rows, self._samples, self._batch_size, unit="samples", whole_prompts=self._carried.compares
+            self._reward, rows, self._samples, self._batch_size, unit="samples", groups=self._carried.groups
         ):
             scored += part
         return _table(batch if self._mapping is None else None, scored, self._column)
@@ -130,8 +132,19 @@ def _rows(batch: Any, mapping: RowMapping | None) -> list[dict[str, Any]]:
     return rows if mapping is None else [mapping(row) for row in rows]
 
 
-def _with_keys(batch: Any, mapping: RowMapping | None) -> Any:
-    """A batch with a column that is the same for all rows of a prompt, and differs between rows without one."""
+def _only_grouping(reward: CarriedReward) -> str | None:
+    """By what rows are grouped: None for the prompt, or a column."""
+    if len(reward.groups.by) > 1:
+        by = ", ".join("the prompt" if column is None else repr(column) for column in reward.groups.by)
+        raise UnsupportedError(
+            f"The parts of the reward {reward.label!r} group samples by different things ({by}), and Ray groups rows by one. Give its parts "
+            "the same `group`, or score with `rm-plugins score`."
+        )
+    return reward.groups.by[0]
+
+
+def _with_keys(batch: Any, mapping: RowMapping | None, group: str | None) -> Any:
+    """A batch with a column that is the same for all rows of a group, and differs between rows that are alone."""
     import uuid
 
     import pyarrow as arrow
@@ -141,7 +154,8 @@ def _with_keys(batch: Any, mapping: RowMapping | None) -> Any:
     keys = []
     for number, row in enumerate(_rows(batch, mapping), start=1):
         samples = row_samples(row, f"row {number} of a batch").samples
-        keys.append(samples[0].prompt_key.hex() if samples and samples[0].prompt else uuid.uuid4().hex)
+        key = group_keys(samples[:1], group)[0] if samples else None
+        keys.append(key or uuid.uuid4().hex)  # a row that lacks the column fails when it is scored
     return batch.append_column(_KEY, arrow.array(keys, arrow.string()))
 
 

@@ -9,9 +9,13 @@ from typing import Any, Literal, TypeAlias
 
 from rm_plugins.data.rows import RowSamples, row_samples
 from rm_plugins.errors import DataError
+from rm_plugins.groups import RowGroups
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
+
+ALONE = RowGroups()
+"""The groups of a reward that compares no samples."""
 
 SamplesOf: TypeAlias = Callable[[Mapping[str, Any], str], tuple[Sample, ...]]
 """Makes the samples of a row; its second argument is what an error calls the row."""
@@ -101,6 +105,38 @@ class Block:
         return self.first + len(self.rows) - 1
 
 
+class ScoredGroups:
+    """The groups whose rows are scored, to refuse a row that comes later: it would be compared without them.
+
+    Args:
+        groups: How the reward groups samples.
+    """
+
+    def __init__(self, groups: RowGroups) -> None:
+        self._groups = groups
+        self._lasts: dict[tuple[str | None, str], int] = {}
+
+    def add(self, first: int, samples_of_rows: Iterable[tuple[Sample, ...]]) -> None:
+        """Add the samples of rows that are scored, of which the first one has this number."""
+        for number, samples in enumerate(samples_of_rows, start=first):
+            self._lasts.update(dict.fromkeys(self._groups.keys(samples), number))
+
+    def check(self, number: int, samples: tuple[Sample, ...]) -> None:
+        """Refuse the samples of a row if others of their group are scored.
+
+        Raises:
+            DataError: They are; the message names both rows.
+        """
+        for column, key in self._groups.keys(samples):
+            if (before := self._lasts.get((column, key))) is not None:
+                what = "the same prompt" if column is None else f"the same {column!r}"
+                raise DataError(
+                    f"row {number} has {what} as row {before}, but other rows are between them, and the reward compares the samples of a "
+                    "group. Sort the rows, so that those of a group follow each other, or put the completions of a prompt into one row, as "
+                    "the list 'completions'."
+                )
+
+
 def planned_blocks(
     rows: Iterable[Mapping[str, Any]],
     samples_of: SamplesOf,
@@ -108,8 +144,9 @@ def planned_blocks(
     *,
     unit: Literal["rows", "samples"],
     first: int = 1,
-    whole_prompts: bool = False,
+    groups: RowGroups = ALONE,
     known: Mapping[int, int] | None = None,
+    scored: ScoredGroups | None = None,
 ) -> Iterator[Block]:
     """Divide rows into the blocks in which they are scored. The same rows and arguments always give the same blocks.
 
@@ -119,11 +156,16 @@ def planned_blocks(
         size: The size of a block, which ends with the row that reaches it.
         unit: What `size` counts.
         first: The number of the first row.
-        whole_prompts: Whether a block is extended to whole prompts, for rewards that compare completions: rows that follow each other and
-            have the same prompt are then in one block.
+        groups: How the reward groups samples. A block is extended to whole groups: rows that follow each other and have samples of one group
+            are in one block.
         known: Blocks that are scored already, by the number of their first row, with their number of rows. They are returned without
             samples, and the rows between them are divided.
+        scored: The groups of the rows before `first`.
+
+    Raises:
+        DataError: Rows of a group do not follow each other, and were divided.
     """
+    scored = scored or ScoredGroups(groups)
     known = known or {}
     batch: list[Mapping[str, Any]] = []
     samples: list[tuple[Sample, ...]] = []
@@ -133,9 +175,12 @@ def planned_blocks(
         if rest or number in known:
             if not rest:
                 if batch:
+                    scored.add(start, samples)
                     yield Block(start, batch, samples)
                 batch, samples, count, start = [], [], 0, number
                 rest = known[number]
+            if groups:
+                scored.add(number, [samples_of(row, f"row {number}")])
             batch.append(row)
             rest -= 1
             if not rest:
@@ -143,13 +188,15 @@ def planned_blocks(
                 batch, start = [], number + 1
             continue
         of_row = samples_of(row, f"row {number}")
-        if count >= size and not (whole_prompts and have_one_prompt(samples[-1], of_row)):
+        if count >= size and not groups.join(samples[-1], of_row):
+            scored.add(start, samples)
             yield Block(start, batch, samples)
             batch, samples, count, start = [], [], 0, number
+        scored.check(number, of_row)
         batch.append(row)
         samples.append(of_row)
         count += len(of_row) if unit == "samples" else 1
-        if count >= size and not whole_prompts:
+        if count >= size and not groups:
             yield Block(start, batch, samples)
             batch, samples, count, start = [], [], 0, number + 1
     if batch:
@@ -164,7 +211,7 @@ def scored_batches(
     *,
     unit: Literal["rows", "samples"],
     first: int = 1,
-    whole_prompts: bool = False,
+    groups: RowGroups = ALONE,
 ) -> Iterator[tuple[list[ScoredRow], Mapping[str, Any]]]:
     """Score rows block by block: the rows of each block, and the metadata of its scores.
 
@@ -175,32 +222,31 @@ def scored_batches(
         size: See there.
         unit: See there.
         first: See there.
-        whole_prompts: See there.
+        groups: See there.
 
     Raises:
         ScoringError: The provider failed.
     """
-    for block in planned_blocks(rows, samples_of, size, unit=unit, first=first, whole_prompts=whole_prompts):
-        yield scored_block(provider, block)
+    for block in planned_blocks(rows, samples_of, size, unit=unit, first=first, groups=groups):
+        yield scored_block(provider, block, groups)
 
 
-def have_one_prompt(before: tuple[Sample, ...], samples: tuple[Sample, ...]) -> bool:
-    """Whether a row's samples, and those of the row before it, are of the same prompt."""
-    return bool(before and samples and samples[0].prompt) and before[-1].prompt_key == samples[0].prompt_key
-
-
-def scored_block(provider: Provider, block: Block) -> tuple[list[ScoredRow], Mapping[str, Any]]:
+def scored_block(
+    provider: Provider, block: Block, groups: RowGroups = ALONE
+) -> tuple[list[ScoredRow], Mapping[str, Any]]:
     """The rows of a block with their scores, and the metadata of the scores.
 
     Args:
         provider: The reward.
         block: With its samples.
+        groups: How the reward groups samples.
 
     Raises:
         ScoringError: The provider failed.
     """
     of_rows = block.samples or []
-    scores = provider.score([sample for samples in of_rows for sample in samples])
+    with groups.scoring(of_rows):
+        scores = provider.score([sample for samples in of_rows for sample in samples])
     values = _or_none(scores.values)
     details = {name: _or_none(column) for name, column in scores.columns.items()}
     reasons = [str(scores.errors[place]) if place in scores.errors else None for place in range(len(scores))]

@@ -36,9 +36,10 @@ from rm_plugins.evaluation.reward_charts import (
 from rm_plugins.evaluation.reward_figures import BINS, ScoredPairs, reward_figures
 from rm_plugins.evaluation.scored_reward import reward_facts, scores_of
 from rm_plugins.evaluation.shown_pairs import ShownPairs, worst_pairs
+from rm_plugins.groups import RowGroups
 from rm_plugins.labels import distinct_labels
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import compares_samples
+from rm_plugins.providers.combinators.parts import groupings
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 from rm_plugins.spec import component
@@ -163,8 +164,8 @@ def _scored(
     batch_size: int,
     progress: Callable[[int], None] | None,
 ) -> Iterator[ScoredRow]:
-    compares = compares_samples(provider)
-    for batch, _ in scored_batches(provider, rows, samples_of, batch_size, unit="rows", whole_prompts=compares):
+    groups = RowGroups(groupings(provider), each_row=True)
+    for batch, _ in scored_batches(provider, rows, samples_of, batch_size, unit="rows", groups=groups):
         yield from batch
         if progress is not None:
             progress(len(batch))

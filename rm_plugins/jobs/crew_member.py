@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import rm_plugins as rm
 from rm_plugins.data.scored_rows import Block, ScoredRow, scored_block
 from rm_plugins.errors import RmPluginsError, ScoringError, UnsupportedError, plain_error
+from rm_plugins.groups import RowGroups
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.blocks import KeptBlocks
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import compares_samples, learns_while_scoring
+from rm_plugins.providers.combinators.parts import groupings, learns_while_scoring
 from rm_plugins.samples import Sample
 
 Prepare = Callable[[], AbstractContextManager[Any]]
@@ -38,14 +39,14 @@ class LoadedReward:
     Args:
         label: Its name.
         fingerprint: The digest of what makes its scores.
-        compares: Whether a score depends on the other samples of its batch.
+        groupings: By what its parts that compare samples group them (`groupings`); empty if none does.
         learns: The parts that change while they score.
         split: Whether a model of it is split over the processes of a launcher.
     """
 
     label: str
     fingerprint: str
-    compares: bool
+    groupings: tuple[str | None, ...]
     learns: tuple[str, ...]
     split: bool = False
 
@@ -56,7 +57,7 @@ class LoadedReward:
         return cls(
             provider.label,
             fingerprint(provider),
-            compares_samples(provider),
+            groupings(provider),
             tuple(part.called for part in parts if learns_while_scoring(part)),
             any(getattr(model.settings, "tp_plan", None) is not None for part in parts for model in part.models.values()),
         )
@@ -89,6 +90,7 @@ class Task(NamedTuple):
         samples: The samples of each row.
         folder: The folder of the kept blocks.
         key: Their key.
+        groups: How the reward groups samples.
     """
 
     first: int
@@ -96,6 +98,7 @@ class Task(NamedTuple):
     samples: list[tuple[Sample, ...]]
     folder: Path
     key: str
+    groups: RowGroups
 
 
 class Done(NamedTuple):
@@ -181,7 +184,7 @@ class _Member:
     def _scored(self, task: Task) -> Done:
         assert self._provider is not None
         block = Block(task.first, [{} for _ in task.samples], task.samples)
-        scored, metadata = scored_block(self._provider, block)
+        scored, metadata = scored_block(self._provider, block, task.groups)
         KeptBlocks(task.folder, task.key).write(task.first, map(kept_line, task.digests, scored))
         before, self._counted = self._counted, Counter(self._provider.counts)
         work = {name: metadata[name] for name in _WORK if name in metadata}

@@ -107,7 +107,7 @@ def evaluated(
                     "suite": suite,
                 }
                 part = _scores_file(folder, label, source, note)
-                jobs.append(RowScoring(provider, source, part, note, run.samples))
+                jobs.append(RowScoring(provider, source, part, note, run.samples, judged=True))
                 if overwrite:
                     jobs[-1].discard()
                 scored = jobs[-1].run(batch_size, progress)

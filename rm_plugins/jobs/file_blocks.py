@@ -1,6 +1,6 @@
 """Scoring files block by block, for engines whose workers read, score and write without the driver: no row passes through it.
 
-A block is a range of rows of a file, and all rows of a prompt where the reward compares them. Its scores are kept under a name that depends
+A block is a range of rows of a file, and all rows of a group where the reward compares them. Its scores are kept under a name that depends
 on the block only (`rm_plugins.jobs.blocks.KeptBlocks`), so it may be scored twice and counts once. Each file of the source has a folder of
 blocks of its own. `FileScoring` is what the driver does, and `BlockScoring` what workers do.
 """
@@ -25,9 +25,10 @@ from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.row_files import json_line, read_rows, source_files, write_rows
 from rm_plugins.data.row_ranges import RowRange, read_range, row_ranges
 from rm_plugins.data.rows import row_samples
-from rm_plugins.data.scored_rows import ScoredRow, have_one_prompt, scored_batches, unscored_samples
+from rm_plugins.data.scored_rows import ScoredRow, scored_batches, unscored_samples
 from rm_plugins.errors import DataError, OutputError
 from rm_plugins.files import check_kept, check_output, output_errors, replacing_folder, would_replace
+from rm_plugins.groups import RowGroups
 from rm_plugins.jobs.blocks import KeptBlocks
 from rm_plugins.jobs.job_engine import ScoringRequest
 from rm_plugins.jobs.run_note import read_row, refusal
@@ -79,7 +80,7 @@ class BlockScoring:
         column: What the columns of scores are called.
         batch_size: Samples scored at a time.
         block_rows: Rows of a block.
-        compares: Whether rows of one prompt must be in one block.
+        groups: How the reward groups samples; rows of one group must be in one block.
         names: What the output files are called, one per file, where the output is a folder; else empty.
     """
 
@@ -90,7 +91,7 @@ class BlockScoring:
     column: str
     batch_size: int
     block_rows: int
-    compares: bool
+    groups: RowGroups
     names: tuple[str, ...] = ()
 
     def kept(self, number: int) -> KeptBlocks:
@@ -114,7 +115,7 @@ class BlockScoring:
                 for _ in self._checked(rows, known):
                     pass
             yield FileBlock(number, rows, None if known is None else len(known))
-        if self.compares and rows is not None:
+        if self.groups and rows is not None:
             self._check_next(number, rows)
 
     def score(self, provider: rm.Provider, block: FileBlock) -> ScoredBlock:
@@ -135,7 +136,7 @@ class BlockScoring:
             self.batch_size,
             unit="samples",
             first=first,
-            whole_prompts=self.compares,
+            groups=self.groups,
         )
         for batch, metadata in batches:
             lines += [{"row": _digest(scored.row), **scored.kept} for scored in batch]
@@ -189,19 +190,17 @@ class BlockScoring:
             yield json.loads(json_line(row)), line
 
     def _check_next(self, number: int, last: RowRange) -> None:
-        """Refuse a prompt whose rows are in this file and in the next one, as its blocks would be compared without each other."""
+        """Refuse a group whose rows are in this file and in the next one, as its blocks would be compared without each other."""
         path, *others = self.files[number : number + 2]
         after = next((row for other in others for row in read_rows(str(other), mapping=self.mapping)), None)
         if after is not None and self._together(deque(read_range(last, self.mapping), maxlen=1)[0], after):
             raise DataError(
-                f"The last row of {path} and the first one of {others[0]} have the same prompt, whose completions the reward compares. "
-                "Move the rows of each prompt into one file."
+                f"The last row of {path} and the first one of {others[0]} are of one group, whose completions the reward compares. "
+                "Move the rows of each group into one file."
             )
 
     def _together(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-        if not self.compares:
-            return False
-        return have_one_prompt(row_samples(before).samples, row_samples(after).samples)
+        return bool(self.groups) and self.groups.join(row_samples(before).samples, row_samples(after).samples)
 
 
 class FileScoring:
@@ -210,7 +209,7 @@ class FileScoring:
     Args:
         request: What to score. If the output is a folder, the source must be one too, and each of its files gives one file of the output.
         fingerprint: That of the reward.
-        compares: Whether a sample's score depends on the others of its prompt.
+        groups: How the reward groups samples.
         block_rows: Rows of a block.
 
     Raises:
@@ -218,7 +217,7 @@ class FileScoring:
         OutputError: The output cannot be written.
     """
 
-    def __init__(self, request: ScoringRequest, fingerprint: str, compares: bool, block_rows: int) -> None:
+    def __init__(self, request: ScoringRequest, fingerprint: str, groups: RowGroups, block_rows: int) -> None:
         self.request = request
         self.out = request.out
         self.folder = self.out.with_name(f"{self.out.name}.part.blocks-of-files")
@@ -248,7 +247,7 @@ class FileScoring:
                 request.column,
                 request.batch_size,
                 block_rows,
-                compares,
+                groups,
                 names,
             )
             self._stack = stack.pop_all()

@@ -26,16 +26,17 @@ from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import check_source, is_data_file, json_line, read_rows, write_rows
 from rm_plugins.data.rows import row_samples
-from rm_plugins.data.scored_rows import Block, ScoredRow, planned_blocks, scored_block, unscored_samples
+from rm_plugins.data.scored_rows import Block, ScoredGroups, ScoredRow, planned_blocks, scored_block, unscored_samples
 from rm_plugins.errors import DataError
 from rm_plugins.files import check_output, output_errors, scratch_file, would_replace
+from rm_plugins.groups import RowGroups
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.blocks import KeptBlocks
 from rm_plugins.jobs.crew import Crew
 from rm_plugins.jobs.crew_member import Task, kept_line
 from rm_plugins.jobs.kept_rows import KeptRows
 from rm_plugins.jobs.progress import JobProgress
-from rm_plugins.providers.combinators.parts import compares_samples, learns_while_scoring
+from rm_plugins.providers.combinators.parts import groupings, learns_while_scoring
 from rm_plugins.training.reward_state import restore_reward_state, reward_state
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class RowScoring:
         part: The file that scores are kept in, with a note beside it that identifies the reward and the data.
         identity: What the note says of the reward, such as its spec and fingerprint; a file of another reward is refused.
         samples: Makes the samples of a row; its second argument is what errors call the row.
+        judged: Whether the rows are judged, so that each one of several samples is a group of its own.
 
     Raises:
         DataError: The file was begun with another reward or another source.
@@ -96,6 +98,8 @@ class RowScoring:
         part: Path,
         identity: Mapping[str, Any],
         samples: Callable[[Mapping[str, Any], str], tuple[rm.Sample, ...]] = lambda row, where: row_samples(row, where).samples,
+        *,
+        judged: bool = False,
     ) -> None:
         self.source = source
         self.work: Counter[str] = Counter()
@@ -105,9 +109,12 @@ class RowScoring:
         self._seconds = 0.0
         if isinstance(provider, Crew):
             provider.facts.check_shared()
+            compared = provider.facts.groupings
             self._learns = False
         else:
+            compared = groupings(provider)
             self._learns = any(learns_while_scoring(part) for _, part in provider.walk())
+        self._groups = RowGroups(compared, each_row=judged)
         self._kept = KeptRows(part, {**identity, "source": source.name, "split": source.split})
 
     def run(self, batch_size: int, progress: JobProgress | None = None) -> Iterator[ScoredRow]:
@@ -124,16 +131,17 @@ class RowScoring:
             JobInterrupted: It was interrupted with Ctrl-C.
         """
         progress = progress or JobProgress()
-        compares = self._provider.facts.compares if isinstance(self._provider, Crew) else compares_samples(self._provider)
-        if compares or self._learns:
+        if self._groups or self._learns:
             self._kept.identify(batch_size=batch_size)
         done = self._kept.resume()
         with self._kept.released_on_failure("scoring"):
             if done and not isinstance(self._provider, Crew):
                 restore_reward_state(self._provider, self._kept.state)
             rows = self.source.rows()
-            for _ in self._scored_before(rows):  # raises where the source has other rows by now
-                pass
+            scored = ScoredGroups(self._groups)
+            for number, (line, _) in enumerate(self._scored_before(rows), start=1):  # raises where the source has other rows by now
+                if self._groups:
+                    scored.add(number, [self._samples(json.loads(line), f"row {number}")])
             blocks = None
             if isinstance(self._provider, Crew) or self._kept.blocks_folder.is_dir():
                 blocks = self._kept.begin_blocks()
@@ -144,7 +152,7 @@ class RowScoring:
             progress.begin("scoring", done + self._kept.beside, self.source.count)
             try:
                 planned = planned_blocks(
-                    rows, self._samples, batch_size, unit="samples", first=done + 1, whole_prompts=compares, known=known
+                    rows, self._samples, batch_size, unit="samples", first=done + 1, groups=self._groups, known=known, scored=scored
                 )
                 if isinstance(self._provider, Crew):
                     assert blocks is not None
@@ -167,7 +175,7 @@ class RowScoring:
             if block.samples is None and blocks is not None:
                 self._join(blocks, block.first, _digests(block))
                 continue
-            scored, metadata = scored_block(provider, block)
+            scored, metadata = scored_block(provider, block, self._groups)
             self.work.update({name: metadata[name] for name in _WORK if name in metadata})
             self._kept.append(map(kept_line, _digests(block), scored), reward_state(provider))
             progress.advance(len(scored), self.throughput)
@@ -184,7 +192,7 @@ class RowScoring:
                 if block.samples is None:
                     finished.add(block.first)
                 else:
-                    yield Task(block.first, digests, block.samples, blocks.folder, blocks.key)
+                    yield Task(block.first, digests, block.samples, blocks.folder, blocks.key, self._groups)
 
         def join() -> None:
             while waiting and waiting[0][0] in finished:

@@ -56,7 +56,11 @@ class Native(Protocol):
         return None if info is None or not str(info.get("protocol")).startswith("rm-plugins/") else _description(info)
 
     async def prepare(self, ask: Ask) -> ServerFacts:
-        """Ask for the model, its fingerprint, and the largest number of samples in a request."""
+        """Ask for the model, its fingerprint, and the largest number of samples in a request.
+
+        Raises:
+            UnsupportedError: The server has another version, or its reward compares samples.
+        """
         info = await required_mapping(ask, "/v1/info", self)
         if info.get("protocol") != VERSION:
             raise UnsupportedError(
@@ -66,6 +70,12 @@ class Native(Protocol):
         max_items = info.get("max_items")
         if max_items is not None and (type(max_items) is not int or max_items < 1):
             raise UnsupportedError(f"GET /v1/info has max_items {max_items!r}; a positive integer was expected.")
+        if info.get("compares") is True:
+            raise UnsupportedError(
+                f"The reward of this server, {_description(info)}, compares the samples of a group in a request, but this client divides samples "
+                "into requests and sends equal ones once. Serve the reward without the part that compares, and put that part into the spec "
+                "here, such as `{provider: remote, url: ..., transform: rank-in-group}`."
+            )
         return ServerFacts(self, _description(info), max_items, info)
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:

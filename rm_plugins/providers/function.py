@@ -53,6 +53,8 @@ class FunctionProvider(Provider):
     name: ClassVar[str] = "function"
     named: frozenset[str]
     """The parameters of the function, without those that `arguments` set."""
+    takes_all: bool
+    """Whether it also takes every other keyword argument."""
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class FunctionProvider(Provider):
             self.function, self.arguments = _made(self.function, self.arguments), {}
         self.label = _name(self.function)
         self.concurrent = _is_async(self.function) if concurrent is None else concurrent
-        self.named, self._takes_all = self._parameters()
+        self.named, self.takes_all = self._parameters()
         self._varies = False  # whether it is known that its scores depend on what is scored
 
     def __getstate__(self) -> dict[str, Any]:
@@ -163,16 +165,16 @@ class FunctionProvider(Provider):
     def _columns_taken(self, sample: Sample) -> frozenset[str]:
         """The columns of a sample that the function is given, or that decide on how it is called."""
         names = sample.columns.keys() - self.arguments.keys()
-        if self._samples_as is not None and not (self._takes_all and self._samples_as in names):
+        if self._samples_as is not None and not (self.takes_all and self._samples_as in names):
             return frozenset()
-        return frozenset(names if self._takes_all else names & self.named)
+        return frozenset(names if self.takes_all else names & self.named)
 
     def _answer(self, samples: Sequence[Sample], handed: HandedOver) -> Scores:
         """One call of the function, for samples that have the same columns."""
         beside = handed.to(samples)
         columns = dict.fromkeys(name for sample in samples for name in sample.columns)
         # `def reward(answer, **kwargs)` is of TRL's form where there is an answer.
-        if self._samples_as is None or (self._takes_all and self._samples_as in {**columns, **beside}):
+        if self._samples_as is None or (self.takes_all and self._samples_as in {**columns, **beside}):
             by_row = {name: [sample.columns.get(name) for sample in samples] for name in columns}
             by_row["prompts"] = [sample.prompt for sample in samples]
             by_row["completions"] = [sample.completion for sample in samples]
@@ -204,7 +206,7 @@ class FunctionProvider(Provider):
         return {
             name: value
             for name, value in by_name.items()
-            if name not in self.arguments and (self._takes_all or name in self.named)
+            if name not in self.arguments and (self.takes_all or name in self.named)
         }
 
     def _numbers(self, answer: object, size: int) -> FloatArray:

@@ -104,6 +104,7 @@ class Service:
             "manifests": self.reward.facts.manifests,
             "max_items": self.max_items,
             "rendered": self.reward.facts.takes_rendered,
+            "compares": not self.reward.facts.is_merged,
             "reads": self.reward.facts.reads,
             "pair": self.reward.facts.pair,
             "templates": self.reward.facts.templates,

@@ -1,29 +1,14 @@
-"""Ranks, and the places of completions among those of their prompt."""
+"""Ranks, and the places of scores among those of their group."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
-
-
-def compared_completions(samples: Sequence[Sample]) -> list[list[int]]:
-    """The rows whose completions are ranked with each other: those of each prompt, in the order of their first one.
-
-    A sample without a prompt, which may answer any question, is compared with none.
-
-    >>> compared_completions([Sample("a", "1"), Sample("", "2"), Sample("a", "3"), Sample("", "4")])
-    [[0, 2], [1], [3]]
-    """
-    groups: dict[bytes | int, list[int]] = defaultdict(list)
-    for row, sample in enumerate(samples):
-        groups[sample.prompt_key if sample.prompt else row].append(row)
-    return list(groups.values())
 
 
 def ranks_in_groups(scores: FloatArray, groups: Iterable[Sequence[int]]) -> FloatArray:
@@ -45,6 +30,33 @@ def ranks_in_groups(scores: FloatArray, groups: Iterable[Sequence[int]]) -> Floa
         if len(known) > 1:
             ranks[known] = (mean_ranks(scores[known]) - 1) / (len(known) - 1)
     return ranks
+
+
+def standardized_in_groups(scores: FloatArray, groups: Iterable[Sequence[int]]) -> FloatArray:
+    """(score - mean) / std of each score in its group, float64 [N], std with ddof 0; 0 where all scores of the group are equal.
+
+    Sums are exactly rounded, so the result does not depend on the order of the scores.
+
+    Args:
+        scores: float64 [N], NaN where there is none, which stays NaN; an infinite one stays infinite, and does not count for the others.
+        groups: The rows of each group.
+
+    >>> standardized_in_groups(np.array([3.0, 1.0, 2.0, 7.0]), [[0, 1], [2], [3]]).tolist()
+    [1.0, -1.0, 0.0, 0.0]
+    """
+    standardized = scores.copy()
+    for rows in groups:
+        known = [row for row in rows if np.isfinite(scores[row])]
+        if not known:
+            continue
+        values = scores[known].tolist()
+        # Dividing by a power of two is exact, and keeps squares of very large and very small scores from over- and underflowing.
+        exponent = math.frexp(max(map(abs, values)))[1]
+        values = [math.ldexp(value, -exponent) for value in values]
+        mean = min(max(math.fsum(values) / len(values), min(values)), max(values))  # of equal scores, exactly that score
+        std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+        standardized[known] = [(value - mean) / (std or 1.0) for value in values]
+    return standardized
 
 
 def mean_ranks(values: ArrayLike) -> FloatArray:

@@ -9,13 +9,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rm_plugins.errors import DataError, SpecError
+from rm_plugins.errors import DataError, ProcessError, SpecError
 from rm_plugins.identity import fingerprints_of_parts
 from rm_plugins.processes import check_same
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.training.reward_state import restore_reward_state, reward_state
+from rm_plugins.training.whole_groups import scored_in_whole_groups
 from rm_plugins.training_progress import training_progress
 from rm_plugins.transforms import shared_batch
 
@@ -47,8 +48,10 @@ class RewardInTraining:
       `rm_plugins.training_progress`).
     - What the provider has learned is put among what the training's checkpoints keep, as ``rm_plugins/NAME``. At the first batch of
       a training that was resumed, it is taken from there.
+    - Where the reward compares samples, each group is scored as a whole, also if it is spread over processes (see
+      `rm_plugins.training.whole_groups`).
     - At the first batch of a training, all processes check that they have the same reward (see `rm_plugins.identity`). So all of them must
-      score that batch, even if it is empty in some.
+      score that batch, even if it is empty in some. A reward that compares samples, or learns from them, needs this for every batch.
 
     Args:
         provider: The reward.
@@ -72,7 +75,8 @@ class RewardInTraining:
 
         Raises:
             DataError: The training is resumed from a checkpoint of another reward.
-            ProcessError: Another process has another reward, or does not answer.
+            ProcessError: Another process has another reward, fails on samples that are compared with others, or does not answer.
+            UnsupportedError: A group is spread over processes, and a function takes what belongs to the rows of one process.
             SpecError: Another reward of the training has the same name.
             ScoringError: The provider failed and its `on_error` is ``raise``.
         """
@@ -83,11 +87,22 @@ class RewardInTraining:
             self._in_training.add(self)
             self._resume(training)
         progress = None if training is None or training.steps <= 0 else min(training.step / training.steps, 1.0)
-        with nullcontext() if progress is None else training_progress(progress), shared_batch(self.provider):
-            scores = self.provider.score(samples)
+        with nullcontext() if progress is None else training_progress(progress):
+            scores = scored_in_whole_groups(self.provider, samples, self._scored)
         if training is not None and (learned := reward_state(self.provider)):
             training.kept[self.key] = learned
         return scores
+
+    def _scored(self, samples: Sequence[Sample]) -> Scores:
+        """The scores of samples in this process; a failure is raised after the exchanges with other processes."""
+        with shared_batch(self.provider):
+            try:
+                return self.provider.score(samples)
+            except ProcessError:
+                raise
+            except Exception as error:
+                failure = error
+        raise failure
 
     def _parts(self) -> dict[str, str]:
         """The fingerprints of the reward and its parts, as they are called in messages."""

@@ -1,7 +1,7 @@
 """Transforms of a provider's scores, used as ``transform: NAME`` or ``transform: {name: NAME, ...}``.
 
-An abstention, NaN, stays one. Most transforms look at each score by itself; `RankInGroup` depends on the batch, and a running `ZScore` on
-all batches so far.
+An abstention, NaN, stays one. Most transforms look at each score by itself; `RankInGroup` and `ZScoreInGroup` depend on the scores of the
+sample's group, and a running `ZScore` on all batches so far.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rm_plugins.transforms.fixed import Clip, Scale, Sigmoid, Tanh
 from rm_plugins.transforms.rank_in_group import RankInGroup
 from rm_plugins.transforms.rescaled import MinMax, ZScore
 from rm_plugins.transforms.running import RunningStatistics, shared_batch
+from rm_plugins.transforms.zscore_in_group import ZScoreInGroup
 
 __all__ = [
     "Chain",
@@ -31,6 +32,7 @@ __all__ = [
     "Sigmoid",
     "Tanh",
     "ZScore",
+    "ZScoreInGroup",
     "rm_register_transforms",
     "shared_batch",
 ]
@@ -39,4 +41,4 @@ __all__ = [
 @hookimpl
 def rm_register_transforms() -> Sequence[type[Transform]]:
     """The built-in transforms."""
-    return [Chain, Clip, LogSigmoidCentred, MinMax, Par, RankInGroup, Scale, Sigmoid, Tanh, ZScore]
+    return [Chain, Clip, LogSigmoidCentred, MinMax, Par, RankInGroup, Scale, Sigmoid, Tanh, ZScore, ZScoreInGroup]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rm_plugins.data.rows import row_samples
 from rm_plugins.data.scored_rows import Block, planned_blocks
 from rm_plugins.errors import DataError, OutputError
+from rm_plugins.groups import RowGroups
 from rm_plugins.jobs.blocks import KeptBlocks
 
 PROMPTS = st.lists(st.sampled_from("abc"), max_size=30)
@@ -27,14 +28,14 @@ def divided(
     rows: list[dict[str, Any]], size: int, whole: bool, known: dict[int, int] | None = None, first: int = 1
 ) -> list[Block]:
     samples = lambda row, where: row_samples(row, where).samples  # noqa: E731
-    return list(planned_blocks(rows[first - 1 :], samples, size, unit="samples", first=first, whole_prompts=whole, known=known))
+    return list(planned_blocks(rows[first - 1 :], samples, size, unit="samples", first=first, groups=RowGroups((None,) * whole), known=known))
 
 
 @given(PROMPTS, st.integers(1, 7), st.booleans(), st.data())
 def test_blocks_are_the_same_whichever_of_them_are_known(
     prompts: list[str], size: int, whole: bool, data: st.DataObject
 ) -> None:
-    rows = rows_of(prompts)
+    rows = rows_of(sorted(prompts) if whole else prompts)
     blocks = divided(rows, size, whole)
     assert [row for block in blocks for row in block.rows] == rows
     joined = data.draw(st.integers(0, len(blocks)))

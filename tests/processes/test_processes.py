@@ -133,7 +133,7 @@ def test_a_reward_that_learns_is_refused_with_what_to_do(program: Program) -> No
     with pytest.raises(
         UnsupportedError, match=r"is split over the processes \(tp_plan\).* spread the model over the devices of one"
     ):
-        LoadedReward("big", "", False, (), split=True).check_shared()
+        LoadedReward("big", "", (), (), split=True).check_shared()
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,16 @@ def test_completions_of_a_prompt_meet() -> None:
     assert set(scored[0]) == {"prompt", "completion", "id", "score", "score/raw", "score/error"}
 
 
+def test_rows_of_a_group_meet_too() -> None:
+    spec = {"provider": "function", "function": VOWELS, "transform": {"name": "rank-in-group", "group": "q"}, "on_error": "abstain"}
+    rows = [{"completion": "a" * n, "q": n % 3} for n in range(9)]
+    scored = rm_plugins_ray.score(dataset(rows), spec, workers=1).take_all()
+    assert {len(row["completion"]): row["score"] for row in scored} == {n: n // 3 / 2 for n in range(9)}
+    both = {"provider": "sum", "members": [spec, {**spec, "transform": "rank-in-group"}]}
+    with pytest.raises(UnsupportedError, match=r"by different things \('q', the prompt\)"):
+        rm_plugins_ray.score(dataset(rows), both)
+
+
 def test_lists_and_a_mapping() -> None:
     rows = [{"q": "Q", "answers": ["a", "bad", ""]}, {"q": "P", "answers": ["ae"]}]
     mapping = RowMapping(rename={"q": "prompt", "answers": "completions"})

@@ -131,6 +131,7 @@ class TestRewards:
         with served(reward) as client, ThreadPoolExecutor(8) as pool:
             answers = pool.map(lambda _: rewarded(client, [Sample("Q", "a"), Sample("Q", "bbb")]), range(16))
             assert all(values(found) == alone for found in answers)
+            assert client.get("/v1/info").json()["compares"] is True
 
     def test_who_leaves_is_not_scored(self, slow: Slow) -> None:
         with served(slow) as client, ThreadPoolExecutor(2) as pool:
@@ -193,6 +194,7 @@ class TestWhatIsTaken:
 
     def test_other_rewards_take_no_rendered_ones(self, simple: httpx2.Client) -> None:
         assert simple.get("/v1/info").json()["rendered"] is False
+        assert simple.get("/v1/info").json()["compares"] is False
         message = problem(simple.post("/v1/rewards", json={"samples": [{"text": "a"}]}), 422, "invalid")
         assert "only models can score" in message
 

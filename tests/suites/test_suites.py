@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from rm_plugins import hookimpl
 from rm_plugins.data.judgements import judgement
 from rm_plugins.data.row_files import write_rows
 from rm_plugins.errors import DataError, DuplicateNameError
-from rm_plugins.suites import Suite, SuiteItem, SuiteResult, SuiteSection, overall_score
+from rm_plugins.evaluation import evaluate
+from rm_plugins.suites import Suite, SuiteItem, SuiteResult, SuiteSection, mean, overall_score
 from rm_plugins.suites.judge_bench import JudgeBench
 from rm_plugins.suites.ppe import Ppe
 from rm_plugins.suites.reward_bench import RewardBench
@@ -89,6 +91,55 @@ def test_judge_bench_knows_its_labels_and_sources() -> None:
         list(JudgeBench().rows([{**JUDGE_BENCH_ROW, "label": "A=B"}]))
     with pytest.raises(DataError, match=r"'source' is 'gsm8k'.*livecodebench"):
         list(JudgeBench().rows([{**JUDGE_BENCH_ROW, "source": "gsm8k"}]))
+
+
+DECISIONS = ["A>B", "B>A", "A=B", None, "A<B", "no idea"]
+
+
+def test_judge_bench_counts_the_verdicts_of_both_orders_as_its_program_does() -> None:
+    chance = random.Random(5)
+    rows = [
+        {
+            **JUDGE_BENCH_ROW,
+            "pair_id": str(number),
+            "source": chance.choice(["mmlu-pro-law", "mmlu-pro-math", "livebench-reasoning", "livebench-math", "livecodebench"]),
+            "label": chance.choice(["A>B", "B>A"]),
+            "judge_name": "arena_hard",
+            "judgments": [judgment(chance) for _ in range(2 if number % 5 else 1)],
+        }
+        for number in range(300)
+    ]
+    found = evaluate("column:judgments", rows, suite="judge-bench").rewards[0].suite
+    assert found is not None
+    assert found.score == pytest.approx(mean(of_their_program(row) for row in rows))
+    prefixes = {"Knowledge": "mmlu", "Reasoning": "livebench-r", "Math": "livebench-m", "Coding": "livecode"}
+    for part in found.sections:
+        of_section = [of_their_program(row) for row in rows if row["source"].startswith(prefixes[part.name])]
+        assert (part.score, part.items) == (pytest.approx(mean(of_section)), len(of_section))
+    silent = [row for row in rows if all((one or {}).get("decision") not in DECISIONS[:3] for one in row["judgments"])]
+    assert found.abstained == len(silent) > 0
+
+
+def judgment(chance: random.Random) -> dict[str, Any] | None:
+    """What a judge said: its verdict beside its words, or null where asking it failed."""
+    decision = chance.choice(DECISIONS)
+    return None if chance.random() < 0.1 else {"judgment": {"judge_model": "m", "response": "[[..]]"}, "decision": decision}
+
+
+def of_their_program(row: dict[str, Any]) -> bool:
+    """The rule of compute_final_metrics in utils/metrics.py of github.com/ScalerLab/JudgeBench, told in its own way."""
+    other = {"A>B": "B>A", "B>A": "A>B"}
+    first, *second = ((one or {}).get("decision") for one in row["judgments"])
+    if not second:
+        return bool(first == row["label"])
+    of_first_order = [first, other.get(second[0], second[0])]
+    return of_first_order.count(row["label"]) > of_first_order.count(other[row["label"]])
+
+
+def test_what_is_not_a_judgement_is_refused() -> None:
+    for judgments, told in (("A>B", "a list of one judgement"), ([], "a list of one"), ([None] * 3, "a list"), ([{"decision": 1}], "null or a mapping")):
+        with pytest.raises(DataError, match=f"judge-bench, row 1: 'judgments'.*{told}"):
+            list(JudgeBench().rows([{**JUDGE_BENCH_ROW, "judgments": judgments}]))
 
 
 # --- RM-Bench -------------------------------------------------------------------------------------------------------------

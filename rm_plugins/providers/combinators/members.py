@@ -11,11 +11,12 @@ import numpy as np
 
 from rm_plugins.aggregates import Mean
 from rm_plugins.errors import RmPluginsError, ScoringError, SpecError
+from rm_plugins.groups import groups_of
 from rm_plugins.provider import Aggregate, Transform
 from rm_plugins.providers.combinators.parts import summed_tokens
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores
-from rm_plugins.statistics.ranks import compared_completions, ranks_in_groups
+from rm_plugins.statistics.ranks import ranks_in_groups
 
 
 def combined(
@@ -86,7 +87,7 @@ def rank_disagreement(members: FloatArray, samples: Sequence[Sample]) -> FloatAr
     Returns:
         NaN for a completion without another one to compare, or without the scores of two members.
     """
-    groups = compared_completions(samples)
+    groups = groups_of(samples)
     ranks = np.stack([ranks_in_groups(scores, groups) for scores in members])
     comparable = (~np.isnan(ranks)).sum(axis=0) > 1
     disagreement = np.full(len(samples), np.nan)

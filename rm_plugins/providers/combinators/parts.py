@@ -158,18 +158,29 @@ def unnamed_failures_in(reward: Provider) -> int:
 
 
 def depends_on_batch(part: Provider) -> bool:
-    """Whether the part itself, without its children, makes a sample's score depend on the others of its batch."""
-    return part.depends_on_batch or any(transform.depends_on_batch for transform in _nested_transforms(part))
+    """Whether the part itself, without its children, makes a sample's score depend on the others of its group."""
+    return any(True for _ in _groupings_of_part(part))
+
+
+def groupings(reward: Provider) -> tuple[str | None, ...]:
+    """By what the parts of the reward that compare samples group them: None for the prompt, or a column; empty where none compares."""
+    return tuple(dict.fromkeys(by for _, part in reward.walk() for by in _groupings_of_part(part)))
 
 
 def compares_samples(reward: Provider) -> bool:
-    """Whether the reward or a part of it makes a sample's score depend on the others of its batch."""
-    return any(depends_on_batch(part) for _, part in reward.walk())
+    """Whether the reward or a part of it makes a sample's score depend on the others of its group."""
+    return bool(groupings(reward))
 
 
 def learns_while_scoring(part: Provider) -> bool:
     """Whether the part itself, without its children, changes its scores as it scores more samples."""
     return bool(part.state()) or any(transform.state() for transform in _nested_transforms(part))
+
+
+def _groupings_of_part(part: Provider) -> Iterator[str | None]:
+    if part.depends_on_batch:
+        yield part.group
+    yield from (transform.group for transform in _nested_transforms(part) if transform.depends_on_batch)
 
 
 def _nested_transforms(holder: Provider | Transform) -> Iterator[Transform]:
