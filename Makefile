@@ -30,7 +30,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-oldest test-trl-own test-peers lint kills kills-ray docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-ray bench-serving bench-sharded bench-training bench-replicas clean gpu-wheels bench-plan
+.PHONY: help demo test test-oldest test-trl-own test-peers lint kills kills-ray docs docs-links docs-notebooks docs-site bench bench-comparisons bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-ray bench-serving bench-sharded bench-training bench-replicas clean gpu-wheels bench-plan
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -112,6 +112,9 @@ bench-gpu: $(VENV)/dev.stamp  ## Measure scoring, training and serving on a GPU 
 
 gpu-wheels: | $(BIN)/python  ## Gather in build/gpu-wheels/ what bench-gpu needs on a machine that can download nothing.
 	$(BIN)/python -m tests.benchmarks.gpu.wheels
+
+bench-comparisons: $(VENV)/models.stamp  ## Measure the schedules of comparisons and a trained pair model, ten minutes, and write sections of docs/providers/comparison.md; resumable.
+	$(BIN)/python -m tests.benchmarks.comparisons
 
 bench-losses: $(VENV)/models.stamp  ## Train with every loss, about an hour, and write docs/loss-results.md; goes on where it was ended.
 	$(BIN)/python -m tests.benchmarks.losses

@@ -19,6 +19,7 @@ from rm_plugins.hooks import hookspec
 if TYPE_CHECKING:
     import click
 
+    from rm_plugins.comparisons import Comparer
     from rm_plugins.jobs.job_engine import JobEngine
     from rm_plugins.judges import Judge
     from rm_plugins.losses import Loss, Regularizer
@@ -56,6 +57,10 @@ class HookSpecs:
     @hookspec
     def rm_register_protocols(self) -> Sequence[type[Protocol]]:  # type: ignore[empty-body]
         """Protocols of remote scorers: subclasses of `rm_plugins.protocols.Protocol`, used as ``protocol: NAME``."""
+
+    @hookspec
+    def rm_register_comparers(self) -> Sequence[type[Comparer]]:  # type: ignore[empty-body]
+        """Ways to compare two answers: subclasses of `rm_plugins.comparisons.Comparer`, used as ``comparer: NAME``."""
 
     @hookspec
     def rm_register_judges(self) -> Sequence[type[Judge]]:  # type: ignore[empty-body]

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from rm_plugins.constructor_schema import announces, schema_of, validator_of
 from rm_plugins.errors import PluginError, RmPluginsError, SpecError, did_you_mean
 from rm_plugins.files import with_digests
+from rm_plugins.imported_function import of_python_file
 from rm_plugins.provider import Component, LocalPath, Provider
-from rm_plugins.providers.function import FunctionProvider, of_python_file
+from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.registry import Registry, default_registry
 from rm_plugins.written_settings import beyond_bounds, other_kind, read_settings
 
@@ -305,7 +306,7 @@ class SpecBuilder:
             if isinstance(made, Component):
                 made.spec = {"name": cls.name, **written}
             return made
-        if callable(spec):
+        if isinstance(spec, Component) or callable(spec):
             return spec
         raise self.error(path, f"must be a name, a mapping with 'name', or an object, not {spec!r}.")
 

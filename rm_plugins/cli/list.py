@@ -23,9 +23,9 @@ _WIDTH = 79
 def command(name: str | None, as_json: bool) -> None:
     """List everything that is registered, by kind, and the plug-ins that failed to load.
 
-    KIND shows one kind only: providers, losses, regularizers, aggregates, transforms, protocols, suites, dialects (APIs of
-    the server), engines (where jobs run) or commands. NAME shows one entry in full: where it comes from, its documentation, its arguments,
-    and the formula of a loss.
+    KIND shows one kind only: providers, losses, regularizers, aggregates, transforms, protocols, comparers, suites, dialects
+    (APIs of the server), engines (where jobs run) or commands. NAME shows one entry in full: where it comes from, its documentation, its
+    arguments, and the formula of a loss.
     """
     from rm_plugins.registry import KINDS, default_registry
 

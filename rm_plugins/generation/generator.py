@@ -76,8 +76,7 @@ class GreedyCompletion:
         tokens: The token ids without the one that ended it.
         text: The same as text.
         finished: Whether the model ended it; False if it was cut off at the token limit.
-        watched: For each of `tokens`, the probabilities at its position of those token ids that were to be watched, as far as they are
-            known.
+        watched: For each of `tokens`, the probabilities of the watched token ids at its position, as far as they are known.
     """
 
     tokens: tuple[int, ...]

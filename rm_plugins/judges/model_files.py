@@ -13,7 +13,7 @@ _CHUNKS = 32
 def folder_digest(model: str) -> str:
     """A digest of the files of a model's folder; the model itself where it is an id of the hub.
 
-    Of each file, its size and at most 32 pieces of 64 KiB are read, so that it takes no time for a large model. Training changes all of a
+    The size of each file and at most 32 pieces of 64 KiB are read, so that a large model takes no longer than a small one. Training changes all of a
     weight file, so two checkpoints have different digests.
     """
     folder = Path(model)

@@ -67,7 +67,7 @@ class ReplyCache:
             path.parent.mkdir(exist_ok=True)
             write_shared(path, json.dumps(content))
         except OSError as error:  # OutputError is one
-            self._warn(f"a reply cannot be kept in {self.folder}: {error}. Scoring goes on without.")
+            self._warn(f"a reply cannot be kept in {self.folder}: {error}. Scoring continues without it.")
 
     def _path(self, question: Question) -> Path:
         name = blake2b(question.key, key=self._identity, digest_size=20).hexdigest()

@@ -22,6 +22,7 @@ def rm_register_providers() -> Sequence[type[Provider]]:
     from rm_plugins.providers.combinators.route import Route
     from rm_plugins.providers.combinators.sum import Sum
     from rm_plugins.providers.combinators.threshold import Threshold
+    from rm_plugins.providers.comparison import Comparison
     from rm_plugins.providers.function import FunctionProvider
     from rm_plugins.providers.judged.judged import Judged
     from rm_plugins.providers.judged.rubric import Rubric
@@ -39,6 +40,7 @@ def rm_register_providers() -> Sequence[type[Provider]]:
 
     return [
         Cached,
+        Comparison,
         Constant,
         Ensemble,
         Fallback,

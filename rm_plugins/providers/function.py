@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
-import re
-import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib import import_module
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -21,6 +17,7 @@ import numpy as np
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError, did_you_mean
 from rm_plugins.function_code import function_facts, function_place, raised_at
 from rm_plugins.handed_over import HandedOver, handed_now
+from rm_plugins.imported_function import imported
 from rm_plugins.provider import Provider
 from rm_plugins.providers.message_lists import are_equal_for_different_answers, reads_contents
 from rm_plugins.samples import Sample
@@ -29,7 +26,6 @@ from rm_plugins.scores import FloatArray, Scores, joined
 _TRL_PARAMETERS = ("prompts", "completions", "completion_ids")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _FACTORY_HINT = "If it makes the reward function, set `factory: true`."
-_PYTHON_FILE = re.compile(r"(.+)\.py(?::(.*))?")
 
 
 class FunctionProvider(Provider):
@@ -277,49 +273,6 @@ def _made(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Callable
             key="function",
         )
     return made  # type: ignore[no-any-return]  # anything callable
-
-
-def imported(text: str) -> Callable[..., Any]:
-    """The function that ``module:function`` names, which is also looked for in the working directory.
-
-    Raises:
-        SpecError: It cannot be imported, or is not a function.
-    """
-    if meant := of_python_file(text):
-        raise SpecError(f"{text!r} names a file. Name the module and the function: {meant!r}.", key="function")
-    module, _, path = text.partition(":")
-    if not path:
-        raise SpecError(f"{text!r} must have the form module:function.", key="function")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a console script does not look into the working directory
-    try:
-        named: Any = import_module(module)
-    except Exception as error:  # a user's module may raise anything at all
-        raise SpecError(f"{text!r} cannot be imported: {type(error).__name__}: {error}.", key="function") from error
-    for part in path.split("."):
-        try:
-            named = getattr(named, part)
-        except AttributeError as error:
-            there = [name for name, value in vars(named).items() if callable(value) and not name.startswith("_")]
-            raise SpecError(
-                f"{text!r} cannot be imported: AttributeError: {error}. {did_you_mean(part, there)}", key="function"
-            ) from error
-    if not callable(named):
-        raise SpecError(f"{text!r} is {type(named).__name__}, not a function.", key="function")
-    return named  # type: ignore[no-any-return]  # anything callable
-
-
-def of_python_file(text: str) -> str:
-    """The ``module:function`` that a text means which names a Python file; empty for any other text.
-
-    >>> of_python_file("rules/short.py:score"), of_python_file("rules.short:score")
-    ('rules.short:score', '')
-    """
-    named = _PYTHON_FILE.fullmatch(text)
-    if named is None:
-        return ""
-    module = re.sub(r"[/\\]+", ".", named[1].removeprefix("./")).strip(".")
-    return f"{module}:{named[2] or 'FUNCTION'}"
 
 
 def _awaited(answer: Any) -> Any:

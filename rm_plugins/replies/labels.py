@@ -22,7 +22,7 @@ _INSTEAD = (
 
 @dataclass(frozen=True, slots=True)
 class LabelMasses:
-    """How likely an answer is to be each of the labels.
+    """The probability of each label at the first token of an answer.
 
     Args:
         masses: The probability of each label, not normalized; empty if there is an error.

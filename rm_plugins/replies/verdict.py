@@ -18,7 +18,7 @@ _LINE = re.compile(
     r"(?:answer|choice|decision|judge?ment|preference|verdict|winner)[ \t*_]*(?::|=|\bis\b:?)([^\r\n]+)",
     re.IGNORECASE | re.MULTILINE,
 )
-"""A line such as ``**Final verdict:** A``."""
+"""The rest of a line such as ``**Final verdict:** A``."""
 
 _AROUND = " \t\r\n\"'`*_.()[]{}<>\u201c\u201d\u2018\u2019"
 """Characters around a verdict that do not belong to it: quotes, markdown, brackets, a full stop."""
@@ -40,8 +40,8 @@ class Verdict:
 def verdict_in(text: str, verdicts: Collection[str]) -> Verdict:
     """The verdict that a text gives after its reasoning.
 
-    A verdict is in double brackets or a box, on a line such as ``Verdict: A``, or the whole answer. Case and spaces do not matter. A
-    verdict may be repeated. Words in a sentence are not read: "A is better than B" has no verdict.
+    A verdict is in double brackets or a box, on a line such as ``Verdict: A``, or the whole first or last line. Case and spaces do not
+    matter. A verdict may be repeated. Words in a sentence are not read: "A is better than B" has no verdict.
 
     Args:
         text: The text, perhaps with reasoning in ``<think>...</think>`` before the answer.
@@ -67,7 +67,8 @@ def verdict_in(text: str, verdicts: Collection[str]) -> Verdict:
         return Verdict(named[whole])
     marked = {_folded(first or second): (first or second).strip() for first, second in _MARKED.findall(answer)}
     lines = [_folded(rest) for rest in _LINE.findall(_MARKED.sub("", answer))]
-    given = list(dict.fromkeys(verdict for verdict in (*marked, *lines) if verdict in named))
+    bare = [_folded(line) for line in answer.splitlines() if line.strip()]
+    given = list(dict.fromkeys(verdict for verdict in (*marked, *lines, *bare) if verdict in named))
     allowed = ", ".join(map(repr, verdicts))
     if len(given) > 1:
         return Verdict(
@@ -76,7 +77,7 @@ def verdict_in(text: str, verdicts: Collection[str]) -> Verdict:
         )
     if strange := next((written for verdict, written in marked.items() if verdict not in named), ""):
         return Verdict(error=f"the answer has the verdict {strange!r}, which is not one of {allowed}")
-    if given:
+    if given and given[0] in (*marked, *lines, bare[0], bare[-1]):
         return Verdict(named[given[0]])
     reasoned = text[: text.rfind(answer)]
     where = ", only its reasoning has one" if any(_folded(a or b) in named for a, b in _MARKED.findall(reasoned)) else ""

@@ -25,6 +25,7 @@ from rm_plugins.transforms import Chain, Clip, Scale
 from tests.conftest import MakeFolder
 
 JUDGE: dict[str, Any] = {"provider": "remote", "url": "http://127.0.0.1:1"}
+ASKED = {"name": "openai", "url": "http://127.0.0.1:1"}
 SCORES = {"provider": "constant", "value": 1.0}
 FIRST, SECOND = ('{"score": 1.0}\n{"score": 2.0}\n' * 15, '{"score": 1.0}\n{"score": 4.0}\n' * 15)
 
@@ -52,6 +53,16 @@ READING: dict[str, tuple[dict[str, Any], str, str]] = {
         "Good? {completion}",
         "Bad? {completion}",
     ),
+    "judge.template": (
+        {"provider": "judge", "judge": ASKED, "template": "file.jinja"},
+        "Good? {{ completion }}",
+        "Bad? {{ completion }}",
+    ),
+    "rubric.template": (
+        {"provider": "rubric", "judge": ASKED, "criteria": ["Is good."], "template": "file.jinja"},
+        "{{ completion }} {{ criteria }}",
+        "{{ criteria }} {{ completion }}",
+    ),
     "zscore.reference": (scores_of("zscore"), FIRST, SECOND),
     "min-max.reference": (scores_of("min-max"), FIRST, SECOND),
     "log-sigmoid-centred.reference": (scores_of("log-sigmoid-centred"), FIRST, SECOND),
@@ -63,7 +74,7 @@ READING: dict[str, tuple[dict[str, Any], str, str]] = {
 OF_MODELS = {"adapters", "chat_template", "model", "tokenizer"}
 """Keys of which the identity has the model itself."""
 
-WITHOUT_EFFECT = {"remote.ca_file"}
+WITHOUT_EFFECT = {"openai.ca_file", "remote.ca_file"}
 
 
 @pytest.fixture
@@ -80,7 +91,7 @@ def load() -> Callable[..., rm.Provider]:
 def test_every_key_that_names_a_file_is_looked_at() -> None:
     keys = {
         f"{name}.{key}"
-        for kind in ("provider", "transform", "aggregate", "protocol")
+        for kind in ("provider", "transform", "aggregate", "protocol", "judge")
         for name, registered in default_registry().all(kind).items()
         for key, annotation in schema_of(registered.cls).items()  # type: ignore[arg-type]  # a class is hashable
         if announces(annotation, LocalPath) and key not in OF_MODELS

@@ -101,6 +101,24 @@ def test_texts_are_greedy_and_the_batch_does_not_change_them(policy: str) -> Non
     assert replies(policy, [question(text) for text in reversed(TEXTS)], batch_size=1) == together[::-1]
 
 
+class StandTokenizer:
+    """A vocabulary with the words of these tests."""
+
+    vocabulary = (
+        "<pad>",
+        *sorted({"Yes", "No", "\u0120Yes", "<think>", "</think>", "ne", "\u010a", "\u0120of", "\u0120it"}),
+    )
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        return [self.vocabulary[token] for token in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.convert_ids_to_tokens(ids))
+
+
 def written_by(texts: Sequence[str], *, finished: bool = True) -> Any:
     """What a judge makes of texts that a model writes, token by token."""
 
@@ -110,23 +128,8 @@ def written_by(texts: Sequence[str], *, finished: bool = True) -> Any:
             def tokens(row: Any, where: str) -> list[int]:
                 return [0]
 
-        class tokenizer:
-            vocabulary = (
-                "<pad>",
-                *sorted({"Yes", "No", "\u0120Yes", "<think>", "</think>", "ne", "\u010a", "\u0120of", "\u0120it"}),
-            )
-
-            def __len__(self) -> int:
-                return len(self.vocabulary)
-
-            def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-                return [self.vocabulary[token] for token in ids]
-
-            def decode(self, ids: Sequence[int]) -> str:
-                return "".join(self.convert_ids_to_tokens(ids))
-
         def __init__(self) -> None:
-            self.tokenizer: Any = Stand.tokenizer()
+            self.tokenizer: Any = StandTokenizer()
 
         def complete_greedily(self, prompts: Any, most: int, watched: Sequence[int] = ()) -> list[GreedyCompletion]:
             vocabulary = self.tokenizer.vocabulary
@@ -227,18 +230,6 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
         component("judge", {"name": "transformers", "model": "x/y", "max_tokens": 0})
 
 
-def test_a_real_model_knows_that_paris_is_the_capital_of_france(smollm2_path: Path) -> None:
-    asked = [
-        question(f"Is {city} the capital of France? Answer with one word and nothing else: Yes or No.", ("Yes", "No"))
-        for city in ("Paris", "Berlin")
-    ]
-    paris, berlin = replies(str(smollm2_path), asked)
-    assert paris.label_probabilities is not None and berlin.label_probabilities is not None
-    assert sum(paris.label_probabilities.values()) > 0.5
-    shares = [found["Yes"] / sum(found.values()) for found in (paris.label_probabilities, berlin.label_probabilities)]
-    assert shares[0] > shares[1]
-
-
 @dataclass
 class SamplingParams:
     """The parameters of vLLM that matter here, with its names and defaults."""
@@ -293,7 +284,7 @@ def test_vllm_is_asked_for_what_it_can_give(policy: str, monkeypatch: pytest.Mon
     module.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
     vars(module).update(LLM=LLM, SamplingParams=SamplingParams, TokensPrompt=lambda *, prompt_token_ids: dict(locals()))
     monkeypatch.setitem(sys.modules, "vllm", module)
-    made = component("judge", {"name": "vllm", "model": policy})
+    made = component("judge", {"name": "vllm", "model": policy, "max_tokens": 16})
     with_labels, text = made.ask([question("a", LABELS), question("b")])
     assert with_labels.label_probabilities == pytest.approx({"sea": 0.6, "two": 0.3})
     assert (with_labels.text, text.text) == ("sea", "sea")

@@ -53,7 +53,7 @@ def test_a_number_is_read_from_the_end() -> None:
     [
         (Reply("", error="the judge's answer was cut off at max_tokens"), {}, "cut off"),
         ("Oui", {}, "has no verdict"),
-        ("Yes\nVerdict: No", {}, "has no verdict"),
+        ("Yes\nVerdict: No", {}, "two different verdicts"),
         ("[[Yes]] [[No]]", {}, "two different verdicts"),
         ("<think>Yes</think>", {}, "no answer after the reasoning"),
         (Reply("Perhaps", {"Yes": 0.1, "No": 0.1}), {}, "less than min_label_mass"),

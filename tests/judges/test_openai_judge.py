@@ -93,7 +93,7 @@ def test_a_content_of_parts_is_text() -> None:
 
 def test_without_log_probabilities_there_is_the_text() -> None:
     app = chat(lambda text: choice("Yes"), has_logprobs=False)
-    assert asked(app, question(labels=("Yes", "No"))) == [Reply("Yes", None, "", 4, 2)]
+    assert asked(app, question(labels=("Yes", "No"))) == [Reply("Yes", None, "", 3, 2)]
 
 
 @pytest.mark.parametrize("key", ["max_tokens", "logprobs", "response_format"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_a_template_comes_from_a_file(tmp_path: Path) -> None:
 
 def test_the_shipped_ones_show_what_they_are_given() -> None:
     assert shipped_templates() == ["listwise", "pairwise", "pointwise", "rubric", "rubric-single"]
-    given = {
+    given: dict[str, dict[str, Any]] = {
         "pointwise": {},
         "pairwise": {"first": "<<one>>", "second": "<<two>>"},
         "listwise": {"responses": ["<<one>>", "<<two>>"]},

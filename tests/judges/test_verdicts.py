@@ -35,6 +35,8 @@ ARENA = ["A>>B", "A>B", "A=B", "B>A", "B>>A"]
         ("[[B]]? No, rather the other.</think>\nA", PAIR, "A"),
         ("最终判断：[[A]]", PAIR, "A"),
         ("yes", ["yes", "no"], "yes"),
+        ("It adds up.\n\nyes", ["yes", "no"], "yes"),
+        ("No.\nIt does not add up.", ["yes", "no"], "no"),
         ("Partly met", ["not met", "partly met", "met"], "partly met"),
     ],
 )
@@ -49,6 +51,8 @@ def test_a_clear_verdict_is_read(text: str, verdicts: list[str], label: str) -> 
         ("[[A]] or [[B]]", "two different verdicts, 'A' and 'B'"),
         ("[[A]]\nVerdict: B", "two different verdicts"),
         ("[[A]] [[B]] [[tie]]", "3 different verdicts"),
+        ("A\nThat is, B.\nB", "two different verdicts"),
+        ("First of all:\nA\nwas shown first.", "has no verdict"),
         ("[[C]]", "the verdict 'C', which is not one of 'A', 'B', 'tie'"),
         ("[[A]] but perhaps [[neither]]", "which is not one of"),
         ("<think>[[A]]", "the reasoning does not end"),

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from rm_plugins.errors import RmPluginsError, SpecError, UnsupportedError
+from rm_plugins.imported_function import imported
 from rm_plugins.losses import Loss, RewardBatch
 from rm_plugins.losses.loss import FunctionLoss
-from rm_plugins.providers.function import imported
 from rm_plugins.spec import component
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError, did_you_mean
 from rm_plugins.function_code import function_facts
+from rm_plugins.imported_function import imported
 from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import Combinator, failures_of, score_rows
-from rm_plugins.providers.function import imported
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 

@@ -64,14 +64,13 @@ class Rubric(Provider):
     score in between (`rm_plugins.providers.judged.weighted_criteria.weighted_score`).
 
     A criterion on which the judge gives no verdict (a refusal, an answer that was cut off, two verdicts, no answer) is missing. It is never
-    a number: `missing` says what becomes of the sample. ``scores.parts`` has the values of each criterion, with the reasons of missing ones
+    a number: `missing` says what happens to the sample. ``scores.parts`` has the values of each criterion, with the reasons of missing ones
     as errors; ``scores.details["missing"]`` and ``counts["missing"]`` count them.
 
     Args:
         judge: The judge.
-        criteria: The criteria: texts, or mappings with ``text`` and optionally ``name``, ``weight`` (1), ``required`` (false), ``negative``
-            (false; for a fault) and ``levels`` (``{"yes": 1, "no": 0}``; a mapping of verdicts to values, or a list from the worst to the
-            best).
+        criteria: The criteria, each a text or a mapping with ``text``. A mapping may also have a ``name``, a ``weight`` (1 by default),
+            ``levels`` (a mapping of verdicts to values, or a list from the worst to the best), and be ``required`` or ``negative``.
         criteria_column: The column with the criteria of each row, as a list of the same form or JSON, instead of `criteria`.
         reference_column: The column with an answer that is known to be good, which is shown to the judge.
         per_question: The most criteria in one question; all of a row's if unset. With 1, label probabilities are used where the judge gives
@@ -79,7 +78,7 @@ class Rubric(Provider):
         explain: Whether the judge gives its reason for each verdict first; needs more than one criterion per question.
         template: A template of the question: a name (``rubric``, or ``rubric-single`` if `per_question` is 1), a file, or Jinja.
         system: A system message before the question.
-        missing: What becomes of a sample with a missing criterion: it has no score (``abstain``), it is an error (``raise``, to which
+        missing: What happens to a sample with a missing criterion: it has no score (``abstain``), it is an error (``raise``, to which
             `on_error` applies), or the criterion is left out (``skip``, except for a required one and if no criterion is left that is
             not negative, in which case it abstains).
         min_label_mass: The smallest total probability of a criterion's levels; below it, the verdict is read from the text.
@@ -157,8 +156,8 @@ class Rubric(Provider):
         replies = self.judge.ask([each.question for each in asked]) if asked else []
         found = {row: [CriterionValue()] * len(criteria) for row, criteria in rubrics.items()}
         for each, reply in zip(asked, replies, strict=True):
-            criteria = [rubrics[each.row][place] for place in each.places]
-            for place, value in zip(each.places, self._values(reply, criteria), strict=True):
+            some = [rubrics[each.row][place] for place in each.places]
+            for place, value in zip(each.places, self._values(reply, some), strict=True):
                 found[each.row][place] = value
         return self._scores(len(samples), rubrics, found, errors, cost_of(replies, time.monotonic() - begun))
 

@@ -24,7 +24,7 @@ def weighted_score(criteria: Sequence[Criterion], values: Sequence[float], *, sk
         criteria: The criteria, [K].
         values: The value of each, [K]; NaN where there is no verdict.
         skips: Whether criteria without a verdict are left out. If not, there is no score without all of them. A required one is never left
-            out, nor are all that are not negative.
+            out. All that are not negative are not left out together.
 
     >>> polite, wrong = Criterion("Is polite.", weight=3.0), Criterion("Has an error.", negative=True)
     >>> weighted_score([polite, wrong], [1.0, 1.0]), weighted_score([polite, wrong], [0.5, 0.0])

@@ -1,0 +1,179 @@
+"""Language models that compare answers: two at a time, or a ranking of several."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+
+from rm_plugins.comparisons.comparer import Comparer, Comparison, Verdicts
+from rm_plugins.comparisons.listwise import covering_lists, ranking_in
+from rm_plugins.comparisons.pair_template import shared_columns
+from rm_plugins.errors import DataError, SpecError
+from rm_plugins.judges import COSTS, Judge, Question, Reply, Template, cost_of, verdict_of
+from rm_plugins.provider import LocalPath
+from rm_plugins.samples import Message, Sample
+
+_FIRST, _SECOND, _TIE = "A", "B", "tie"
+_MOST_IN_A_LIST = 20
+
+
+class JudgeComparer(Comparer):
+    """A language model that is asked which of two answers is better, or to rank several.
+
+    For two answers, the verdict is the probability of the label ``A`` for the first answer, where the judge gives label probabilities, and
+    a decision where not. With `explain`, the judge writes an explanation first, and the verdict is always a decision.
+
+    With `k`, one question asks for a ranking of up to `k` answers, which is the verdict on all of their pairs. Pairs in the other order are
+    asked in another question. A schedule with many pairs per answer, such as ``all-pairs``, makes long lists.
+
+    An answer without a verdict, with an unknown one, with several different ones, or with one in the reasoning only, fails. A question that
+    is refused or cut off fails too.
+
+    Args:
+        judge: The judge.
+        k: The most answers of a question, from 3 to 20; 2 if unset.
+        explain: Whether the judge explains its verdict before it gives it; for two answers.
+        tie: Whether the judge may answer that two answers are equally good.
+        template: A template of the question: a name (``pairwise``, ``listwise``), a file, or Jinja. It knows ``prompt``, the columns that
+            the compared rows share, ``instruction``, and ``first`` and ``second``, or ``responses`` with `k`.
+        system: A system message before the question.
+        min_label_mass: The smallest total probability of the labels; below it, the judge did not answer the question.
+
+    Raises:
+        SpecError: A value is out of range, or the template is not valid.
+    """
+
+    name: ClassVar[str] = "judge"
+    metrics: ClassVar[tuple[str, ...]] = COSTS
+
+    def __init__(
+        self,
+        *,
+        judge: Judge,
+        k: int | None = None,
+        explain: bool = False,
+        tie: bool = True,
+        template: Annotated[str, LocalPath] | None = None,
+        system: str | None = None,
+        min_label_mass: float = 0.5,
+    ) -> None:
+        if k is not None and not 3 <= k <= _MOST_IN_A_LIST:
+            raise SpecError(f"must be from 3 to {_MOST_IN_A_LIST}, not {k}; leave it out to compare two answers.", key="k")
+        if k is not None and explain:
+            raise SpecError("is for two answers: a ranking may be explained anyway.", key="explain")
+        if not 0 < min_label_mass <= 1:
+            raise SpecError(f"must be a probability above 0, not {min_label_mass}.", key="min_label_mass")
+        self.judge = judge
+        self.k = k
+        self.explain = explain
+        self.tie = tie
+        self.system = system
+        self.min_label_mass = min_label_mass
+        self.concurrent = judge.concurrent
+        self.labels = (_FIRST, _SECOND, _TIE) if tie else (_FIRST, _SECOND)
+        answers = ("first", "second") if k is None else ("responses",)
+        usual = "pairwise" if k is None else "listwise"
+        self.template = Template(template or usual, given=(*answers, "instruction"), needed=answers)
+        if lacking := sorted({*answers} - self.template.names):
+            raise SpecError(f"the template must use {lacking[0]!r}, or the judge would not see all answers.", key="template")
+
+    @property
+    def identity(self) -> Any:
+        """Its settings, the text of its template, and the judge's identity."""
+        settings = [self.k, self.explain, self.tie, self.system, self.min_label_mass, self.template.source]
+        return [settings, self.judge.name, self.judge.identity]
+
+    def close(self) -> None:
+        """Close the judge."""
+        self.judge.close()
+        super().close()
+
+    def compare(self, samples: Sequence[Sample], asked: Sequence[Comparison]) -> Verdicts:
+        """Ask all questions in one call of the judge."""
+        begun = time.monotonic()
+        places = {(question.first, question.second): place for place, question in enumerate(asked)}
+        lists = [list(pair) for pair in places] if self.k is None else covering_lists(asked, self.k)
+        probabilities = np.full(len(asked), np.nan)
+        errors: dict[int, str] = {}
+        questions: dict[int, Question] = {}
+        for number, members in enumerate(lists):
+            try:
+                questions[number] = self.question([samples[member] for member in members])
+            except DataError as error:
+                errors |= dict.fromkeys(_pairs(members, places), str(error))
+        replies = self.judge.ask([*questions.values()]) if questions else []
+        for number, reply in zip(questions, replies, strict=True):
+            shares, error = self._shares(reply, len(lists[number]))
+            for place, share in zip(_pairs(lists[number], places), shares, strict=True):
+                probabilities[place] = share
+                if error:
+                    errors[place] = error
+        return Verdicts(probabilities, errors, cost_of(replies, time.monotonic() - begun))
+
+    def question(self, answers: Sequence[Sample]) -> Question:
+        """The question about answers to one prompt, in the order in which they are shown.
+
+        Raises:
+            DataError: The template uses a column that the rows lack or do not share, or a sample has no text.
+        """
+        texts = [answer.completion_text for answer in answers]
+        shown: dict[str, Any] = {"responses": texts} if self.k is not None else {"first": texts[0], "second": texts[1]}
+        sample = Sample(answers[0].prompt, answers[0].completion, shared_columns(answers))
+        text = self.template.render(sample, {**shown, "instruction": self._instruction(len(answers))})
+        messages: list[Message] = [{"role": "user", "content": text}]
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": self.system})
+        return Question(tuple(messages), labels=self.labels if self.k is None and not self.explain else ())
+
+    def _instruction(self, answers: int) -> str:
+        if self.k is not None:
+            equal = ", and = between equally good ones" if self.tie else ""
+            return (
+                f"End with a line that has the numbers of all {answers} responses in double brackets, the best first, with > between them"
+                f"{equal}, in the form [[NUMBER > NUMBER > ...]]."
+            )
+        if self.explain:
+            marked = [f"[[{label}]]" for label in self.labels]
+            return f"Explain your comparison in a few sentences, then end with your verdict: {' or '.join(marked)}."
+        return f"Answer with one word and nothing else: {' or '.join(self.labels)}."
+
+    def _shares(self, reply: Reply, answers: int) -> tuple[list[float], str]:
+        """The probability that the first of each pair of a list is better, in the order of `_pairs`, or NaN and why there is none."""
+        pairs = [(first, second) for first in range(answers) for second in range(first + 1, answers)]
+        nothing = [np.nan] * len(pairs)
+        if reply.error:
+            return nothing, reply.error
+        if self.k is None:
+            share, error = self._share_of_two(reply)
+            return [share], error
+        names = [str(number) for number in range(1, answers + 1)]
+        ranking, error = ranking_in(reply.text, names)
+        if error:
+            return nothing, error
+        gaps = [ranking[names[second]] - ranking[names[first]] for first, second in pairs]
+        if not self.tie and 0 in gaps:
+            return nothing, "the ranking has a tie, which was not allowed"
+        return [0.5 if gap == 0 else float(gap > 0) for gap in gaps], ""
+
+    def _share_of_two(self, reply: Reply) -> tuple[float, str]:
+        value = {_FIRST: 1.0, _SECOND: 0.0, _TIE: 0.5}
+        masses: Mapping[str, float] | None = reply.label_probabilities
+        if masses is None or self.explain:
+            verdict = verdict_of(reply, self.labels)
+            return (np.nan, verdict.error) if verdict.error else (value[verdict.label], "")
+        mass = sum(masses.get(label, 0.0) for label in self.labels)
+        if mass < self.min_label_mass:
+            return np.nan, (
+                f"the labels {', '.join(self.labels)} have a total probability of {mass:.3g} in the judge's answer, less than "
+                f"min_label_mass ({self.min_label_mass:g}); the answer begins with {reply.text[:80]!r}"
+            )
+        share = sum(value[label] * masses.get(label, 0.0) for label in self.labels) / mass
+        return min(max(share, 0.0), 1.0), ""
+
+
+def _pairs(members: Sequence[int], places: Mapping[tuple[int, int], int]) -> list[int]:
+    """The positions of the questions that a list answers."""
+    return [places[first, second] for number, first in enumerate(members) for second in members[number + 1 :]]
