@@ -14,7 +14,7 @@ from rm_plugins.labels import counted
 
 if TYPE_CHECKING:
     from rm_plugins.data.mapping import RowMapping
-    from rm_plugins.jobs.judge_data import JudgeForm
+    from rm_plugins.jobs.judge_questions import JudgeForm
 
 
 @click.command("judge-data", cls=Command, resuming="Nothing was written; run the same command again to start over.")
@@ -27,8 +27,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="pairwise: which of two answers is better, in both orders. pointwise: is a labelled answer good.",
 )
-@click.option("--template", help="A shipped template or a Jinja file for the questions; by default the form's own.")
-@click.option("--criteria", help="What counts, as text in every question; by default each row's column criteria, if it has one.")
+@click.option("--template", help="The template of the questions: a name, a Jinja file, or Jinja; by default pairwise or pointwise.")
+@click.option(
+    "--explain/--no-explain",
+    "explains",
+    default=True,
+    show_default=True,
+    help="Whether the judge explains its verdict on a pair first, as with `explain` of the comparer judge.",
+)
+@click.option("--criteria", help="What counts, in every question, in place of the column criteria of each row.")
 @click.option(
     "--held-out",
     type=click.FloatRange(0, 1, max_open=True),
@@ -53,6 +60,7 @@ def command(
     output: Path,
     form: JudgeForm,
     template: str | None,
+    explains: bool,
     criteria: str | None,
     held_out: float,
     ties: str,
@@ -69,7 +77,8 @@ def command(
     `verdict`. The two questions of a pair follow each other; `--shuffle_dataset false` keeps them in one batch.
     """
     from rm_plugins.data.row_files import check_source, read_rows
-    from rm_plugins.jobs.judge_data import HELD_OUT, TRAIN, JudgeQuestions, check_replaceable, write_questions
+    from rm_plugins.jobs.judge_data import HELD_OUT, TRAIN, check_replaceable, write_questions
+    from rm_plugins.jobs.judge_questions import JudgeQuestions
 
     if output.resolve() in Path(file).resolve().parents:
         raise click.UsageError(f"FILE {file} is in the output folder {str(output)!r}, which is replaced. Name another output.")
@@ -79,6 +88,7 @@ def command(
     questions = JudgeQuestions(
         form,
         template=template,
+        explains=explains,
         criteria=criteria,
         keeps_ties=ties == "keep",
         max_pairs=max_pairs,

@@ -17,11 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rm_plugins.cli import main
+from rm_plugins.comparisons.judge_comparer import JudgeComparer
 from rm_plugins.data.compared_pairs import compared_pairs, is_held_out
 from rm_plugins.data.judgements import judgement
 from rm_plugins.data.row_files import read_rows
 from rm_plugins.errors import DataError, OutputError, SpecError
-from rm_plugins.jobs.judge_data import JudgeQuestions, write_questions
+from rm_plugins.jobs.judge_data import write_questions
+from rm_plugins.jobs.judge_questions import JudgeQuestions
+from rm_plugins.judges import Question, verdict_of
+from rm_plugins.providers.comparison import Comparison
+from rm_plugins.providers.judged.judged import Judged
+from tests.judges.scripted import ScriptedJudge
 
 SHOWN = "{{ prompt }}|{{ first }}|{{ second }}"
 PAIR = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
@@ -169,6 +175,36 @@ class TestFormats:
     def test_templates_are_checked_first(self, settings: dict[str, Any], said: str) -> None:
         with pytest.raises(SpecError, match=said):
             JudgeQuestions(**settings)
+
+
+
+class TestInUse:
+    """A judge is trained on the questions that rewards ask it later."""
+
+    @pytest.mark.parametrize("explains", [True, False])
+    @pytest.mark.parametrize("keeps_ties", [True, False])
+    def test_a_comparison_asks_the_same(self, explains: bool, keeps_ties: bool) -> None:
+        judge = ScriptedJudge(lambda question: "[[A]]" if explains else "A")
+        comparer = JudgeComparer(judge=judge, explain=explains, tie=keeps_ties)
+        row = {**PAIR, "criteria": "Be brief."}
+        Comparison(comparer=comparer).score([*judgement(row).samples])
+        trained = questions(row, template=None, explains=explains, keeps_ties=keeps_ties, with_completion=True)
+        asked = {Question(tuple(one["prompt"]), judge.asked[0].labels).key for one in trained}
+        assert {question.key for question in judge.asked} == asked
+        for one in trained:
+            assert verdict_of(one["completion"][0]["content"], comparer.labels).label == one["verdict"]
+
+    def test_a_grade_asks_the_same(self) -> None:
+        row = {"prompt": "2+2?", "completion": "4", "label": True, "criteria": "Be brief."}
+        judge = ScriptedJudge(lambda question: "Yes")
+        Judged(judge=judge).score([*judgement(row).samples])
+        (trained,) = questions(row, form="pointwise", template=None)
+        assert [list(question.messages) for question in judge.asked] == [trained["prompt"]]
+
+    def test_explanations_are_optional(self) -> None:
+        for question in questions(PAIR, template=None, explains=False, with_completion=True):
+            assert "one word" in shown(question)[0]
+            assert question["completion"][0]["content"] == question["verdict"]
 
 
 QUESTIONS = JudgeQuestions(template=SHOWN, keeps_ties=True)

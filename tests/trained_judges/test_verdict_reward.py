@@ -15,6 +15,7 @@ from rm_plugins.errors import DataError, ScoringError, SpecError
 from rm_plugins.judges import verdict_of
 from rm_plugins.testing import check_provider
 
+LABELS = ["A", "B", "tie"]
 ANSWERS = {
     "[[A]]": (1.0, 1.0),
     "A": (1.0, 1.0),
@@ -50,15 +51,15 @@ def parts(scores: rm.Scores) -> dict[str, list[float]]:
 
 
 def test_right_and_format() -> None:
-    scores = rm.load("verdict").score([asked(answer) for answer in ANSWERS])
+    scores = rm.load("verdict", labels=LABELS).score([asked(answer) for answer in ANSWERS])
     assert dict(zip(ANSWERS, zip(*parts(scores).values(), strict=True), strict=True)) == ANSWERS
     np.testing.assert_allclose(scores.values, [right + 0.2 * form for right, form in ANSWERS.values()])
 
 
 def test_an_answer_without_a_verdict_has_the_reward_that_the_spec_states() -> None:
-    reward = rm.load("verdict", no_verdict=-1)
+    reward = rm.load("verdict", no_verdict=-1, labels=LABELS)
     scores = reward.score([asked(answer) for answer in ANSWERS])
-    silent = [not verdict_of(answer, ["A", "B", "tie"]).label for answer in ANSWERS]
+    silent = [not verdict_of(answer, LABELS).label for answer in ANSWERS]
     assert (scores.values == -1).tolist() == silent
     assert scores.errors == {}
     assert reward.counts["no_verdict"] == sum(silent)
@@ -66,7 +67,7 @@ def test_an_answer_without_a_verdict_has_the_reward_that_the_spec_states() -> No
 
 
 def test_the_share_of_the_first_answer_is_reported() -> None:
-    scores = rm.load("verdict").score([asked(answer) for answer in ("[[A]]", "[[A]]", "[[B]]", "[[A]]", "[[tie]]", "?")])
+    scores = rm.load("verdict", labels=LABELS).score([asked(answer) for answer in ("[[A]]", "[[A]]", "[[B]]", "[[A]]", "[[tie]]", "?")])
     assert scores.metadata["first_preferred"] == 0.75
     assert "first_preferred" not in rm.load("verdict").score([asked("?")]).metadata
 
@@ -78,8 +79,10 @@ def test_text_and_messages_are_read_alike() -> None:
 
 
 def test_a_tie_is_right_where_it_is_the_verdict() -> None:
-    scores = rm.load("verdict", weights={"right": 1}).score([asked("[[Tie]]", "tie"), asked("[[A]]", "tie")])
+    scores = rm.load("verdict", weights={"right": 1}, labels=LABELS).score([asked("[[Tie]]", "tie"), asked("[[A]]", "tie")])
     assert scores.values.tolist() == [1, 0]
+    unoffered = rm.load("verdict").score([asked("[[tie]]")])
+    assert (unoffered.values.tolist(), unoffered.metadata["no_verdict"]) == ([0], 1)
 
 
 def test_other_labels() -> None:
@@ -96,13 +99,13 @@ class TestAgreement:
             *(asked("[[B]]", "B", "p", 1), asked("[[A]]", "B", "p", 1), asked("[[B]]", "B", "p", 1), asked("?", "B", "p", 1)),
             *(asked("[[tie]]", "A", "q", 0), asked("[[tie]]", "B", "q", 1)),
         ]
-        scores = rm.load("verdict", weights=self.WEIGHTS).score(samples)
+        scores = rm.load("verdict", weights=self.WEIGHTS, labels=LABELS).score(samples)
         # Half of the other order's answers prefer the answer that A names in the order 0; an answer without a verdict prefers neither.
         assert parts(scores)["agreement"] == pytest.approx([0.5, 0.25, 0, 1 / 3, 1 / 3, 1 / 3, 0, 1, 1])
         assert scores.values.tolist() == pytest.approx([1.25, 0.125, 0, 7 / 6, 1 / 6, 7 / 6, 0, 0.5, 0.5])
 
     def test_a_pair_with_one_order_is_an_error_that_says_what_to_do(self) -> None:
-        reward = rm.load("verdict", weights=self.WEIGHTS, on_error="abstain")
+        reward = rm.load("verdict", weights=self.WEIGHTS, labels=LABELS, on_error="abstain")
         samples = [asked("[[A]]"), asked("[[A]]"), asked("[[A]]", pair="q"), asked("[[B]]", "B", pair="q", order=1)]
         scores = reward.score(samples)
         assert scores.values.tolist()[2:] == [1.5, 1.5]
@@ -134,7 +137,7 @@ class TestAgreement:
         samples = [asked(text, "BA"[order], pair, order) for pair, order, text in rows]
         numbers = list(range(len(samples)))
         chance.shuffle(numbers)
-        reward = rm.load("verdict", weights=self.WEIGHTS, on_error="abstain")
+        reward = rm.load("verdict", weights=self.WEIGHTS, labels=LABELS, on_error="abstain")
         straight, mixed = reward.score(samples), reward.score([samples[number] for number in numbers])
         np.testing.assert_array_equal(mixed.values, straight.values[numbers])
         orders = {pair: {order for other, order, _ in rows if other == pair} for pair, *_ in rows}
@@ -194,7 +197,7 @@ def test_keeps_the_contract() -> None:
     [
         ({}, "There is no column 'verdict' with the right verdict; the sample has no columns"),
         ({"verdict": None, "x": 1}, "the sample has 'verdict', 'x'"),
-        ({"verdict": "C"}, "'C', which is not one of the labels 'A', 'B', 'tie'"),
+        ({"verdict": "C"}, "'C', which is not one of the labels 'A', 'B'"),
         ({"verdict": 1}, "is 1, which is not one of the labels"),
     ],
 )

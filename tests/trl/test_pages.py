@@ -146,8 +146,9 @@ def world(
     judged: dict[str, Any] = {"instruction": "Name a colour.", "input": "", "response1": "two", "response2": "It is blue."}
     judged |= {"annotator1": 2, "annotator2": 0, "annotator3": 2}
     Path("testset-v1.json").write_text(json.dumps([judged] * 8, indent=2), encoding="utf-8")
-    rewards = ["helpful: ./Qwen2.5-Reward\n", *blocks(DOCS / "tutorials" / "train-a-judge.md", "yaml")[:1]]
-    Path("rm_plugins.yaml").write_text("".join(rewards), encoding="utf-8")
+    named, judge, *_ = blocks(DOCS / "tutorials" / "train-a-judge.md", "yaml")
+    Path("rm_plugins.yaml").write_text(f"helpful: ./Qwen2.5-Reward\n{named}", encoding="utf-8")
+    Path("judge.yaml").write_text(judge, encoding="utf-8")
     two = tiny_decoder(num_labels=2, config={"id2label": {0: "helpful", 1: "verbose"}})
     Path(two).rename("two-labels")
     assert CliRunner().invoke(main, ["judge-data", "preferences", "-o", "judge-data"]).exit_code == 0

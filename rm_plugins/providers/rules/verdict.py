@@ -49,8 +49,8 @@ class Verdict(Provider):
         weights: The weight of each part in the sum, by default ``{right: 1.0, format: 0.2}``. A part that is not named is not computed,
             except ``right`` and ``format``.
         no_verdict: The reward of a completion without a verdict.
-        labels: The possible verdicts: the first answer is better, the second one is, and optionally that they are equally good. For
-            questions about a single answer, any labels.
+        labels: The possible verdicts: the first answer is better, the second one is, and, if the data has ties, ``tie``. For
+            questions about a single answer, ``[Yes, No]``.
         reasoning: Scores the reasoning, such as ``{provider: length-window, unit: words, low: 20, high: 300, soft: 100}``. A completion
             without any reasoning has an empty text.
 
@@ -67,7 +67,7 @@ class Verdict(Provider):
         *,
         weights: Mapping[str, FiniteFloat] | None = None,
         no_verdict: FiniteFloat = 0.0,
-        labels: Sequence[str] = ("A", "B", "tie"),
+        labels: Sequence[str] = ("A", "B"),
         reasoning: Provider | None = None,
     ) -> None:
         self.weights = dict(_WEIGHTS if weights is None else weights)
