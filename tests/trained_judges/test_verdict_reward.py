@@ -23,7 +23,7 @@ ANSWERS = {
     "Both are short. **[[A]]**.": (1.0, 1.0),
     r"Both are short. \boxed{A}": (1.0, 1.0),
     "<think>[[B]] at first sight,\n[[A]] now</think>\n[[A]]": (1.0, 1.0),
-    "A\nThe first one is short.\n[[A]]": (1.0, 1.0),  # a heading is not a verdict
+    "A\nThe first one is short.\n[[A]]": (1.0, 0.0),
     "[[A]], because B is long": (1.0, 0.0),
     "Verdict: A\nVerdict: A": (1.0, 0.0),
     "[[A]] [[A]]": (1.0, 0.0),

@@ -14,8 +14,7 @@ from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError
 from rm_plugins.groups import groups_of
 from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import score_rows
-from rm_plugins.replies import verdict_in
-from rm_plugins.replies.reasoning import end_of_reasoning
+from rm_plugins.replies import end_of_reasoning, verdict_in
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores
 
@@ -27,8 +26,6 @@ PARTS = ("right", "format", "agreement", "reasoning")
 _WEIGHTS = {"right": 1.0, "format": 0.2}
 _PIECE_ENDS = re.compile(r"\n|(?<=\]\])|(?<=\})")
 _REASONING_TAG = re.compile(r"</?(?:think|thinking|reasoning)>", re.IGNORECASE)
-_WORDS = 40
-"""The most words of a line that gives a verdict, from its end."""
 
 
 class Verdict(Provider):
@@ -222,22 +219,10 @@ def _answer_of(text: str, labels: Sequence[str]) -> _Answer:
     places = [begin, *(match.end() for match in _PIECE_ENDS.finditer(text, begin)), len(text)]
     pieces = [(start, text[start:stop]) for start, stop in zip(places, places[1:], strict=False)]
     pieces = [(start, piece) for start, piece in pieces if re.search(r"\w", piece)]
-    giving = [(start, piece) for start, piece in pieces if _gives(piece, labels)]
-    if not giving:  # the whole answer is the verdict
-        return _Answer(label, True, _without_tags(text[:begin]))
-    start, piece = giving[-1]
-    words = [match.start() for match in re.finditer(r"\S+", piece)][-_WORDS:]
-    start += next(place for place in (*reversed(words), 0) if _gives(piece[place:], labels))
-    return _Answer(label, len(giving) == 1 and giving == pieces[-1:], _without_tags(text[:start]))
-
-
-def _gives(piece: str, labels: Sequence[str]) -> bool:
-    """Whether a part of an answer names a verdict; the second line keeps a label alone, such as a heading, from counting as an answer."""
-    return bool(verdict_in(f"{piece}\n-", labels).label)
-
-
-def _without_tags(text: str) -> str:
-    return _REASONING_TAG.sub("", text).strip()
+    giving = [(start, piece) for start, piece in pieces if verdict_in(piece, labels).label]
+    start, piece = (giving or pieces)[-1]
+    start += max(0, piece.rfind("[["), piece.rfind("\\boxed"))
+    return _Answer(label, len(giving) < 2 and start >= pieces[-1][0], _REASONING_TAG.sub("", text[:start]).strip())
 
 
 def _order_of(sample: Sample) -> int:
