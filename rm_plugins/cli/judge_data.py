@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @click.command("judge-data", cls=Command, resuming="Nothing was written; run the same command again to start over.")
 @click.argument("file")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder for train.jsonl and test.jsonl.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder for train.jsonl and test.jsonl."
+)
 @click.option(
     "--form",
     type=click.Choice(["pairwise", "pointwise"]),
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="pairwise: which of two answers is better, in both orders. pointwise: is a labelled answer good.",
 )
-@click.option("--template", help="The template of the questions: a name, a Jinja file, or Jinja; by default pairwise or pointwise.")
+@click.option(
+    "--template", help="The template of the questions: a name, a Jinja file, or Jinja; by default pairwise or pointwise."
+)
 @click.option(
     "--explain/--no-explain",
     "explains",

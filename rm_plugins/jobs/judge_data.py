@@ -90,7 +90,7 @@ def write_questions(
             raise DataError(_no_questions(source, questions, without))
         if not numbers[TRAIN]:
             raise DataError(
-                f"{source} has questions of held-out prompts only, so there is nothing to train on. Lower the share of --held-out, which is "
+                f"{source} has questions of held-out prompts only, so there is nothing to train on. Lower the share of --held-out, now "
                 f"{held_out:g}."
             )
     left_out = {**questions.left_out, "rows without a question": without}
@@ -110,7 +110,9 @@ def check_replaceable(out: Path, *, overwrite: bool) -> None:
     if not files:
         return
     if others := [name for name in files if name not in (TRAIN, HELD_OUT)]:
-        raise OutputError(f"{out} has other files than questions for a judge, such as {others[0]}, so it is not replaced. Name another folder.")
+        raise OutputError(
+            f"{out} has other files than questions for a judge, such as {others[0]}, so it is not replaced. Name another folder."
+        )
     if not overwrite:
         raise DataError(f"{out} exists already. Name another folder with -o, or replace it with --overwrite.")
 

@@ -69,7 +69,9 @@ class JudgeQuestions:
         self._grader = Judged(judge=_Unasked(), template=(template if form == "pointwise" else None) or "pointwise")
         uses = (self._comparer if form == "pairwise" else self._grader).template.names
         if criteria is not None and "criteria" not in uses:
-            raise SpecError("the template must use 'criteria', or no question would show the criteria that are given.", key="template")
+            raise SpecError(
+                "the template must use 'criteria', or no question would show the criteria that are given.", key="template"
+            )
         self.verdicts = self._comparer.labels if form == "pairwise" else tuple(self._grader.scale.names)  # type: ignore[union-attr]
 
     @property
@@ -107,8 +109,8 @@ class JudgeQuestions:
     def _about_answers(self, judged: Judgement) -> list[dict[str, Any]]:
         if judged.format != "labelled" or judged.labels is None:
             raise DataError(
-                f"the row has the format {judged.format}, which does not judge an answer by itself. --form pointwise needs rows with 'label' "
-                "or 'labels'; --form pairwise asks which of two answers is better."
+                f"the row has the format {judged.format}, which does not judge an answer by itself. --form pointwise needs rows with "
+                "'label' or 'labels'; --form pairwise asks which of two answers is better."
             )
         good, bad = self.verdicts
         rows = []

@@ -72,7 +72,13 @@ class TestFormats:
         ("row", "expected"),
         [
             (PAIR, {"45": "4"}),
-            ({"chosen": [USER, {"role": "assistant", "content": "4"}], "rejected": [USER, {"role": "assistant", "content": "5"}]}, {"45": "4"}),
+            (
+                {
+                    "chosen": [USER, {"role": "assistant", "content": "4"}],
+                    "rejected": [USER, {"role": "assistant", "content": "5"}],
+                },
+                {"45": "4"},
+            ),
             ({"chosen": "Human: 2+2?\nAssistant: 4", "rejected": "Human: 2+2?\nAssistant: 5"}, {"45": "4"}),
             ({"prompt": "2+2?", "completions": ["4", "5", "22"], "ranks": [1, 2, 3]}, {"45": "4", "224": "4", "225": "5"}),
             ({"prompt": "2+2?", "completions": ["4", "5", "22"], "ranks": [1, 2, None]}, {"45": "4"}),
@@ -111,7 +117,12 @@ class TestFormats:
         assert "[[A]]" in shown(without)[0]
 
     def test_equal_answers_are_left_out(self) -> None:
-        assert questions({"prompt": "2+2?", "chosen": "4", "rejected": [{"role": "assistant", "content": "4"}]} | {"prompt": [USER]}) == []
+        assert (
+            questions(
+                {"prompt": "2+2?", "chosen": "4", "rejected": [{"role": "assistant", "content": "4"}]} | {"prompt": [USER]}
+            )
+            == []
+        )
 
     def test_a_pair_has_one_name_whichever_answer_wins(self) -> None:
         (one, *_), (other, *_) = questions(PAIR), questions({**PAIR, "chosen": "5", "rejected": "4"})
@@ -130,8 +141,13 @@ class TestFormats:
         assert len(names[0]) == 4
 
     def test_pointwise(self) -> None:
-        rows = [{"prompt": "2+2?", "completion": "4", "label": True}, {"messages": [USER, {"role": "assistant", "content": "5"}], "label": 0}]
-        found = [question for row in rows for question in questions(row, form="pointwise", template="{{ prompt }}|{{ completion }}")]
+        rows = [
+            {"prompt": "2+2?", "completion": "4", "label": True},
+            {"messages": [USER, {"role": "assistant", "content": "5"}], "label": 0},
+        ]
+        found = [
+            question for row in rows for question in questions(row, form="pointwise", template="{{ prompt }}|{{ completion }}")
+        ]
         assert [(*shown(question), question["verdict"]) for question in found] == [("2+2?", "4", "Yes"), ("2+2?", "5", "No")]
         assert all(question.keys() == {"prompt", "verdict"} for question in found)
         (asked,) = questions(rows[0], form="pointwise", template=None)
@@ -177,7 +193,6 @@ class TestFormats:
             JudgeQuestions(**settings)
 
 
-
 class TestInUse:
     """A judge is trained on the questions that rewards ask it later."""
 
@@ -214,7 +229,11 @@ ROWS = st.one_of(
     st.builds(lambda prompt, a, b: {"prompt": prompt, "chosen": a, "rejected": b}, PROMPTS, TEXTS, TEXTS),
     st.builds(lambda prompt, a, b: {"prompt": prompt, "chosen": a, "rejected": b, "tie": True}, PROMPTS, TEXTS, TEXTS),
     st.builds(
-        lambda prompt, rated: {"prompt": prompt, "completions": [one for one, _ in rated], "scores": [rating for _, rating in rated]},
+        lambda prompt, rated: {
+            "prompt": prompt,
+            "completions": [one for one, _ in rated],
+            "scores": [rating for _, rating in rated],
+        },
         PROMPTS,
         st.lists(st.tuples(TEXTS, st.sampled_from([1, 2, 3, None])), min_size=2, max_size=4),
     ),
@@ -230,10 +249,14 @@ ROWS = st.one_of(
 class TestSplit:
     @settings(max_examples=40)
     @given(st.lists(ROWS, min_size=1, max_size=12), st.sampled_from([0.2, 0.5, 0.8]), st.randoms(use_true_random=False))
-    def test_sides_share_no_prompt_and_depend_on_texts_only(self, rows: list[dict[str, Any]], share: float, chance: Any) -> None:
+    def test_sides_share_no_prompt_and_depend_on_texts_only(
+        self, rows: list[dict[str, Any]], share: float, chance: Any
+    ) -> None:
         def sides(rows: Sequence[dict[str, Any]]) -> set[tuple[bool, str, str]]:
             judged = map(judgement, rows)
-            return {(is_held_out(one.samples, share), pair.id, str(pair.better)) for one in judged for pair in compared_pairs(one)}
+            return {
+                (is_held_out(one.samples, share), pair.id, str(pair.better)) for one in judged for pair in compared_pairs(one)
+            }
 
         held, trained = set[str](), set[str]()
         for row in rows:
@@ -281,7 +304,9 @@ class TestCommand:
         told = run(write(tmp_path / "pairs.jsonl", rows), "-o", tmp_path / "out", "--held-out", "0.3", "--with-completion")
         assert told.exit_code == 0, told.output
         found = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
-        assert {name: part.num_rows for name, part in found.items()} == {name: len(part) for name, part in written(tmp_path / "out").items()}
+        assert {name: part.num_rows for name, part in found.items()} == {
+            name: len(part) for name, part in written(tmp_path / "out").items()
+        }
         assert set(found["train"].column_names) == {"prompt", "completion", "verdict", "pair", "order"}
         assert found["train"].num_rows + found["test"].num_rows == 120
         assert f"and {found['test'].num_rows:,} of held-out prompts" in " ".join(told.stderr.split())
@@ -295,7 +320,9 @@ class TestCommand:
         rows = [{"Q": "2+2?", "completions": ["4", "four", "5"], "ranks": [1, 1, 2]}]
         (tmp_path / "short.jinja").write_text(f"{SHOWN}|{{{{ criteria }}}}", encoding="utf-8")
         options = ["--map", "Q=prompt", "--ties", "keep", "--max-pairs", "2", "--held-out", "0", "--criteria", "Be brief."]
-        told = run(write(tmp_path / "rows.jsonl", rows), "-o", tmp_path / "out", "--template", tmp_path / "short.jinja", *options)
+        told = run(
+            write(tmp_path / "rows.jsonl", rows), "-o", tmp_path / "out", "--template", tmp_path / "short.jinja", *options
+        )
         assert told.exit_code == 0, told.output
         found = written(tmp_path / "out")["train"]
         assert len(found) == 4
@@ -329,7 +356,11 @@ class TestCommand:
             ([PAIR, {"prompt": "2+2?", "chosen": "4"}], [], "row 2: there is no 'rejected'"),
             ([PAIR, {**PAIR, "chosen": 4}], [], "row 2: "),
             ([PAIR], ["--form", "pointwise"], "row 1: the row has the format preference"),
-            ([{**PAIR, "level": "easy"}, PAIR], ["--template", "{{ level }} {{ first }} {{ second }}"], "row 2: The template uses 'level'"),
+            (
+                [{**PAIR, "level": "easy"}, PAIR],
+                ["--template", "{{ level }} {{ first }} {{ second }}"],
+                "row 2: The template uses 'level'",
+            ),
             ([{**PAIR, "tie": True}], [], "All pairs are ties, which --ties keep asks about"),
             ([{"prompt": "2+2?", "completion": "4", "label": True}], [], "are for --form pointwise"),
             ([], [], "has no rows"),

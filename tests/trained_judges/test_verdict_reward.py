@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import rm_plugins as rm
 from rm_plugins.errors import DataError, ScoringError, SpecError
 from rm_plugins.judges import verdict_of
-from rm_plugins.testing import check_provider
+from rm_plugins.testing import FixedProvider, check_provider
 
 LABELS = ["A", "B", "tie"]
 ANSWERS = {
@@ -67,7 +67,9 @@ def test_an_answer_without_a_verdict_has_the_reward_that_the_spec_states() -> No
 
 
 def test_the_share_of_the_first_answer_is_reported() -> None:
-    scores = rm.load("verdict", labels=LABELS).score([asked(answer) for answer in ("[[A]]", "[[A]]", "[[B]]", "[[A]]", "[[tie]]", "?")])
+    scores = rm.load("verdict", labels=LABELS).score(
+        [asked(answer) for answer in ("[[A]]", "[[A]]", "[[B]]", "[[A]]", "[[tie]]", "?")]
+    )
     assert scores.metadata["first_preferred"] == 0.75
     assert "first_preferred" not in rm.load("verdict").score([asked("?")]).metadata
 
@@ -91,7 +93,7 @@ def test_other_labels() -> None:
 
 
 class TestAgreement:
-    WEIGHTS = {"right": 1.0, "agreement": 0.5}
+    WEIGHTS: ClassVar[Mapping[str, float]] = {"right": 1.0, "agreement": 0.5}
 
     def test_the_orders_of_a_pair_are_compared(self) -> None:
         samples = [
@@ -117,7 +119,11 @@ class TestAgreement:
 
     @pytest.mark.parametrize(
         ("column", "value", "said"),
-        [("pair", None, "needs the column 'pair'"), ("order", None, "needs the column 'order'"), ("order", 2, "0 or 1 is allowed")],
+        [
+            ("pair", None, "needs the column 'pair'"),
+            ("order", None, "needs the column 'order'"),
+            ("order", 2, "0 or 1 is allowed"),
+        ],
     )
     def test_columns(self, column: str, value: Any, said: str) -> None:
         with pytest.raises(DataError, match=said):
@@ -150,7 +156,7 @@ class TestAgreement:
 
 
 class TestReasoning:
-    SPEC: Mapping[str, Any] = {
+    SPEC: ClassVar[Mapping[str, Any]] = {
         "provider": "verdict",
         "weights": {"right": 1.0, "reasoning": 0.5},
         "reasoning": {"provider": "length-window", "unit": "words", "low": 3, "high": 6, "soft": 3},
@@ -181,7 +187,7 @@ class TestReasoning:
         reward.close()
 
     def test_what_abstains_leaves_the_whole_out(self) -> None:
-        silent = rm.testing.FixedProvider(scores=lambda sample: None)  # type: ignore[attr-defined]
+        silent = FixedProvider(scores=lambda sample: None)
         reward = rm.load({**self.SPEC, "reasoning": silent})
         scores = reward.score([asked("a [[A]]"), asked("?")])
         assert (scores.abstained.tolist(), scores.errors) == ([True, False], {})

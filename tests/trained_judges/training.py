@@ -81,7 +81,16 @@ def _random_verdicts(count: int) -> Iterator[dict[str, str]]:
 
 def _trl(command: str, folder: Path, model: Path, data: str, out: str, steps: int, batch: int, seed: int, *more: str) -> None:
     run_warm(
-        *("trl.cli.main", command, "--model_name_or_path", model, "--dataset_name", folder / data, "--output_dir", folder / out),
+        *(
+            "trl.cli.main",
+            command,
+            "--model_name_or_path",
+            model,
+            "--dataset_name",
+            folder / data,
+            "--output_dir",
+            folder / out,
+        ),
         *("--max_steps", str(steps), "--per_device_train_batch_size", str(batch), "--seed", str(seed), *_SHARED, *_CPU, *more),
         cwd=folder,
         HF_DATASETS_CACHE=str(folder / "cache"),

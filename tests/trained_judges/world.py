@@ -11,7 +11,26 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
 TEMPLATE = "A : {{ first }} B : {{ second }}"
-WORDS = "the a red green grey moon sea road tree stone house river old new far near quick slow".split()
+WORDS = (
+    "the",
+    "a",
+    "red",
+    "green",
+    "grey",
+    "moon",
+    "sea",
+    "road",
+    "tree",
+    "stone",
+    "house",
+    "river",
+    "old",
+    "new",
+    "far",
+    "near",
+    "quick",
+    "slow",
+)
 BETTER = "blue"
 CHAT = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}=> {{ message['content'] }}<|end|>"

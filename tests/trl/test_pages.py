@@ -312,8 +312,21 @@ def test_every_command_is_documented() -> None:
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     documented = dict(re.findall(r"^\| `rm-plugins ([a-z-]+)([^`]*)` \|", page, re.MULTILINE))
     listed = json.loads(CliRunner().invoke(main, ["list", "commands", "--json"]).output)["registered"]
-    built_in = {*"calibrate data diff evaluate judge-data list merge rank report score serve show verify".split()}
-    assert set(documented) == built_in | {found["name"] for found in listed}
+    built_in = {
+        "calibrate",
+        "data",
+        "diff",
+        "evaluate",
+        "judge-data",
+        "list",
+        "merge",
+        "rank",
+        "report",
+        "score",
+        "serve",
+        "show",
+    }
+    assert set(documented) == built_in | {"verify"} | {found["name"] for found in listed}
     for name, arguments in documented.items():
         usage = CliRunner().invoke(main, [name, "--help"]).output if name != "train" else ""
         for argument in arguments.split():

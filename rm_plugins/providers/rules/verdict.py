@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -134,13 +135,13 @@ class Verdict(Provider):
         expected = sample.columns.get(VERDICT)
         if expected is None:
             raise DataError(
-                f"There is no column {VERDICT!r} with the right verdict; the sample has {', '.join(map(repr, sample.columns)) or 'no columns'}. "
-                "`rm-plugins judge-data` writes it."
+                f"There is no column {VERDICT!r} with the right verdict; the sample has {_names(sample)}. `rm-plugins judge-data` writes "
+                "it."
             )
         if expected not in self.labels:
             raise DataError(
-                f"The column {VERDICT!r} is {expected!r:.80}, which is not one of the labels {', '.join(map(repr, self.labels))}. Set `labels` "
-                "to those of the data."
+                f"The column {VERDICT!r} is {expected!r:.80}, which is not one of the labels {', '.join(map(repr, self.labels))}. Set "
+                "`labels` to those of the data."
             )
         return str(expected)
 
@@ -164,13 +165,13 @@ class Verdict(Provider):
                 here = [row for row in rows if orders[row] == order]
                 there = [preferred[row] for row in rows if orders[row] != order]
                 if here and not there:
-                    error = ScoringError(
+                    alone = ScoringError(
                         f"`agreement` needs answers to both orders of a pair in one batch, but the pair {samples[here[0]].columns[PAIR]!r} "
                         f"has {len(here)} in the order {order} and 0 in the other one. Keep the order of the file (TRL: --shuffle_dataset "
                         "false) with an even number of prompts per batch, or leave out weights.agreement.",
                         rows=here,
                     )
-                    errors |= dict.fromkeys(here, error)
+                    errors |= dict.fromkeys(here, alone)
                 for row in here if there else ():
                     agrees = preferred[row] is not None
                     agreement[row] = there.count(preferred[row]) / len(there) if agrees else 0.0
@@ -217,7 +218,7 @@ def _answer_of(text: str, labels: Sequence[str]) -> _Answer:
         return _Answer("", False, "")
     begin = end_of_reasoning(text) or 0
     places = [begin, *(match.end() for match in _PIECE_ENDS.finditer(text, begin)), len(text)]
-    pieces = [(start, text[start:stop]) for start, stop in zip(places, places[1:], strict=False)]
+    pieces = [(start, text[start:stop]) for start, stop in pairwise(places)]
     pieces = [(start, piece) for start, piece in pieces if re.search(r"\w", piece)]
     giving = [(start, piece) for start, piece in pieces if verdict_in(piece, labels).label]
     start, piece = (giving or pieces)[-1]
@@ -229,10 +230,13 @@ def _order_of(sample: Sample) -> int:
     for name in (PAIR, ORDER):
         if sample.columns.get(name) is None:
             raise DataError(
-                f"`agreement` needs the column {name!r}; the sample has {', '.join(map(repr, sample.columns)) or 'no columns'}. "
-                "`rm-plugins judge-data` writes it."
+                f"`agreement` needs the column {name!r}; the sample has {_names(sample)}. `rm-plugins judge-data` writes it."
             )
     order = sample.columns[ORDER]
     if isinstance(order, bool) or order not in (0, 1):
         raise DataError(f"The column {ORDER!r} is {order!r:.80}; 0 or 1 is allowed.")
     return int(order)
+
+
+def _names(sample: Sample) -> str:
+    return ", ".join(map(repr, sample.columns)) or "no columns"
