@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Whether the judge explains its verdict on a pair first, as with `explain` of the comparer judge.",
 )
-@click.option("--criteria", help="What counts, in every question, in place of the column criteria of each row.")
+@click.option("--criteria", help="The criteria to judge by, in place of each row's column criteria.")
 @click.option(
     "--held-out",
     type=click.FloatRange(0, 1, max_open=True),

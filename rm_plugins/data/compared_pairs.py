@@ -19,7 +19,7 @@ class ComparedPair:
     Args:
         answers: The two answers; their order depends on their texts only, not on which is better.
         better: The position of the better one; None if they are equally good.
-        id: 24 hexadecimal digits that are equal for the same two answers to the same prompt only, whichever is better.
+        id: 24 hexadecimal digits that are equal for the same two answers to the same prompt only, in both orders.
     """
 
     answers: tuple[Sample, Sample]
@@ -40,7 +40,7 @@ def without_common_beginning(samples: Sequence[Sample]) -> tuple[Sample, ...]:
 
 
 def compared_pairs(judged: Judgement) -> list[ComparedPair]:
-    """Every pair that a row compares, ties last; two answers with equal texts are left out, because nothing tells them apart.
+    """Every pair that a row compares, ties last; two answers with equal texts are left out, because no judge can distinguish them.
 
     >>> from rm_plugins.data.judgements import judgement
     >>> (pair,) = compared_pairs(judgement({"prompt": "2+2?", "chosen": "4", "rejected": "5"}))
@@ -70,7 +70,7 @@ def question_text(samples: Sequence[Sample]) -> str:
 def is_held_out(samples: Sequence[Sample], share: float) -> bool:
     """Whether a row belongs to the held-out part of a split.
 
-    It depends on the text of the prompt only, so all rows of a prompt are on one side, in whatever order and file they are. Without a
+    It depends on the text of the prompt only, so all rows of a prompt are on one side, in any order and in any file. Without a
     prompt, it depends on the set of answers. A row that is held out stays so with a larger share.
 
     Args:

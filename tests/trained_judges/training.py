@@ -18,9 +18,9 @@ from tests.trained_judges.world import TEMPLATE, make_judge, preferences
 from tests.warm_process import run_warm
 
 WEIGHTS = {"right": 1.0, "format": 0.2, "agreement": 0.2}
-STEPS = 120
+STEPS = 200
 COMPLETIONS = 64
-_SHARED = ("--learning_rate", "2e-3", "--lr_scheduler_type", "constant", "--save_strategy", "no", "--report_to", "none")
+_SHARED = ("--lr_scheduler_type", "linear", "--save_strategy", "no", "--report_to", "none")
 _CPU = ("--use_cpu", "true", "--bf16", "false", "--gradient_checkpointing", "false", "--disable_tqdm", "true")
 
 
@@ -43,9 +43,9 @@ def train_judge(folder: Path, *, seed: int = 0, weights: Mapping[str, float] = W
     spec = {"verdict": {"provider": "verdict", "weights": dict(weights)}}
     (folder / "rm_plugins.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
     start = make_judge(folder / "start", seed)
-    _trl("sft", folder, start, "form", "judge-sft", 40, 32, seed)
+    _trl("sft", folder, start, "form", "judge-sft", 40, 32, seed, "--learning_rate", "4e-3")
     grpo = ("--num_generations", "8", "--max_completion_length", "3", "--shuffle_dataset", "false")
-    reward = ("--reward_funcs", "rm_plugins_trl.rewards.verdict")
+    reward = ("--reward_funcs", "rm_plugins_trl.rewards.verdict", "--learning_rate", "2e-3")
     _trl("grpo", folder, folder / "judge-sft", "judge-data", "trained-judge", STEPS, COMPLETIONS, seed, *grpo, *reward)
     held_out = list(read_rows(str(folder / "judge-data"), "test"))
     stages = {"form": "judge-sft", "reward": "trained-judge"}

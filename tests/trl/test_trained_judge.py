@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
+from typing import Any
 
 import rm_plugins as rm
-from tests.made_once import made_once
 from tests.trained_judges.training import train_judge
 from tests.trained_judges.world import TEMPLATE, preferences
 from tests.trl.conftest import newest_trl
 
 
 @newest_trl
-def test_a_judge_learns_a_rule_from_the_shell(tmp_path_factory: pytest.TempPathFactory, record_property: object) -> None:
-    stages: dict[str, dict[str, float]] = {}
-    folder = made_once(tmp_path_factory, "trained-judge", lambda folder: stages.update(train_judge(folder)))
-    record_property("measured", f"a trained judge on held-out pairs: {stages}")  # type: ignore[operator]
+def test_a_judge_learns_a_rule_from_the_shell(tmp_path: Path, record_property: Callable[[str, Any], None]) -> None:
+    stages = train_judge(tmp_path, seed=2)
+    record_property("measured", f"a trained judge on held-out pairs: {stages}")
     assert stages["form"]["no verdict"] == 0
     assert stages["form"]["both orders"] < 0.3
     assert stages["reward"]["both orders"] > 0.9
     assert min(stages["reward"]["order 0"], stages["reward"]["order 1"]) > 0.9
-    assert accuracy(folder / "judge-sft") < 0.3
-    assert accuracy(folder / "trained-judge") > 0.9
+    assert accuracy(tmp_path / "judge-sft") < 0.3
+    assert accuracy(tmp_path / "trained-judge") > 0.9
 
 
 def accuracy(judge: Path) -> float:

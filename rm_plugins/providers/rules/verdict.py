@@ -178,7 +178,7 @@ class Verdict(Provider):
         return agreement, errors
 
     def _preferred(self, label: str, order: int) -> int | None:
-        """Which answer of the pair a verdict prefers, whatever the order: 0, 1, or 2 for neither; None without a verdict."""
+        """Which answer of the pair a verdict prefers, regardless of the order: 0, 1, or 2 for neither; None without a verdict."""
         if not label:
             return None
         place = self.labels.index(label)
