@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rm_plugins as rm
+from rm_plugins.cli import main
+from rm_plugins.data.row_files import read_rows, write_rows
 from rm_plugins.errors import DataError, ScoringError, SpecError
 from rm_plugins.judges import verdict_of
+from rm_plugins.providers.combinators.parts import groupings
 from rm_plugins.testing import FixedProvider, check_provider
 
 LABELS = ["A", "B", "tie"]
@@ -152,7 +157,21 @@ class TestAgreement:
     def test_it_is_grouped_by_the_pair_and_only_where_it_counts(self) -> None:
         compares = rm.load("verdict", weights=self.WEIGHTS)
         assert (compares.depends_on_batch, compares.group) == (True, "pair")
+        assert groupings(compares) == ("pair",)
         assert not rm.load("verdict").depends_on_batch
+
+    def test_a_job_keeps_a_pair_in_one_batch(self, tmp_path: Path) -> None:
+        rows = [
+            {"prompt": f"{pair}{order}?", "completion": "[[A]]", "verdict": "AB"[order], "pair": pair, "order": order}
+            for pair in "pqr"
+            for order in (0, 1)
+        ]
+        write_rows(rows, tmp_path / "answers.jsonl")
+        (tmp_path / "verdict.yaml").write_text("{provider: verdict, weights: {right: 1, agreement: 0.5}}", encoding="utf-8")
+        arguments = ["score", str(tmp_path / "verdict.yaml"), str(tmp_path / "answers.jsonl"), "--batch-size", "1"]
+        told = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "scored.jsonl")])
+        assert told.exit_code == 0, told.output
+        assert [row["score"] for row in read_rows(str(tmp_path / "scored.jsonl"))] == [1, 0] * 3
 
 
 class TestReasoning:
