@@ -166,6 +166,19 @@ class TestEvaluate:
             in run("evaluate", "rules:digit", "in.jsonl", "--suite", "judge-bunch").output
         )
 
+    def test_the_verdicts_of_a_judge_in_both_orders(self, run: Any) -> None:
+        common = {"source": "livecodebench", "question": "Q", "response_A": "x", "response_B": "y", "label": "B>A"}
+        orders = (("B>A", "A>B"), ("B>A", None), ("B>A", "B>A"), ("A=B", "A=B"), (None, None))
+        rows = [
+            {**common, "pair_id": str(n), "judgments": [decision and {"decision": decision} for decision in decisions]}
+            for n, decisions in enumerate(orders)
+        ]
+        told = run("evaluate", "column:judgments", write("in.jsonl", rows), "--suite", "judge-bench", "--json")
+        (suite,) = [one["suite"] for one in json.loads(told.stdout)["rewards"]]
+        assert {section["name"]: section["score"] for section in suite["sections"] if section["items"]} == {"Coding": 0.4}
+        assert suite["abstained"] == 1
+        assert run("evaluate", "rules:length", "in.jsonl", "--suite", "judge-bench").exit_code == 0
+
     def test_a_report_is_written(self, run: Any) -> None:
         pytest.importorskip("matplotlib", reason="matplotlib, which draws the page, is not installed")
         told = run("evaluate", "rules:length", write("in.jsonl", pairs()), "--report", "out.html")

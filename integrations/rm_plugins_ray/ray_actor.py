@@ -136,8 +136,8 @@ class RayActor(Provider):
             )
         if facts["compares"]:
             raise UnsupportedError(
-                f"The reward in the actor of the provider {self.called} compares the samples of a group, and this process does not know which "
-                "samples must be in one call. Start the actor without the part that compares, and put that part into the spec here, such as "
+                f"The reward in the actor of the provider {self.called} compares the samples of a group, and this process does not know "
+                "which samples must be in one call. Start the actor without that part, and put the part into this spec, such as "
                 "`{provider: ray-actor, actor: ..., transform: rank-in-group}`."
             )
         self._check_fingerprint(facts["fingerprint"])

@@ -49,7 +49,7 @@ class RewardActor:
         )
 
     async def facts(self) -> dict[str, str]:
-        """The ``version`` of rm-plugins in the actor; of the reward its ``label``, its ``fingerprint``, and whether it ``compares`` samples."""
+        """The ``version`` of rm-plugins in the actor, and the reward's ``label``, ``fingerprint`` and whether it ``compares`` samples."""
         facts = self._reward.facts
         compares = "" if facts.is_merged else "samples"
         return {"version": __version__, "label": facts.label, "fingerprint": self._reward.fingerprint, "compares": compares}

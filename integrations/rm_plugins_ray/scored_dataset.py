@@ -137,8 +137,8 @@ def _only_grouping(reward: CarriedReward) -> str | None:
     if len(reward.groups.by) > 1:
         by = ", ".join("the prompt" if column is None else repr(column) for column in reward.groups.by)
         raise UnsupportedError(
-            f"The parts of the reward {reward.label!r} group samples by different things ({by}), and Ray groups rows by one. Give its parts "
-            "the same `group`, or score with `rm-plugins score`."
+            f"The parts of the reward {reward.label!r} group samples by different things ({by}), and Ray groups rows by one. Give its "
+            "parts the same `group`, or score with `rm-plugins score`."
         )
     return reward.groups.by[0]
 

@@ -156,8 +156,8 @@ def planned_blocks(
         size: The size of a block, which ends with the row that reaches it.
         unit: What `size` counts.
         first: The number of the first row.
-        groups: How the reward groups samples. A block is extended to whole groups: rows that follow each other and have samples of one group
-            are in one block.
+        groups: How the reward groups samples. A block is extended to whole groups: rows that follow each other and have samples of one
+            group are in one block.
         known: Blocks that are scored already, by the number of their first row, with their number of rows. They are returned without
             samples, and the rows between them are divided.
         scored: The groups of the rows before `first`.
@@ -231,9 +231,7 @@ def scored_batches(
         yield scored_block(provider, block, groups)
 
 
-def scored_block(
-    provider: Provider, block: Block, groups: RowGroups = ALONE
-) -> tuple[list[ScoredRow], Mapping[str, Any]]:
+def scored_block(provider: Provider, block: Block, groups: RowGroups = ALONE) -> tuple[list[ScoredRow], Mapping[str, Any]]:
     """The rows of a block with their scores, and the metadata of the scores.
 
     Args:

@@ -139,7 +139,8 @@ class RowScoring:
                 restore_reward_state(self._provider, self._kept.state)
             rows = self.source.rows()
             scored = ScoredGroups(self._groups)
-            for number, (line, _) in enumerate(self._scored_before(rows), start=1):  # raises where the source has other rows by now
+            kept = enumerate(self._scored_before(rows), start=1)
+            for number, (line, _) in kept:  # raises where the source has other rows by now
                 if self._groups:
                     scored.add(number, [self._samples(json.loads(line), f"row {number}")])
             blocks = None
@@ -152,7 +153,14 @@ class RowScoring:
             progress.begin("scoring", done + self._kept.beside, self.source.count)
             try:
                 planned = planned_blocks(
-                    rows, self._samples, batch_size, unit="samples", first=done + 1, groups=self._groups, known=known, scored=scored
+                    rows,
+                    self._samples,
+                    batch_size,
+                    unit="samples",
+                    first=done + 1,
+                    groups=self._groups,
+                    known=known,
+                    scored=scored,
                 )
                 if isinstance(self._provider, Crew):
                     assert blocks is not None

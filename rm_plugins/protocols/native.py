@@ -72,9 +72,9 @@ class Native(Protocol):
             raise UnsupportedError(f"GET /v1/info has max_items {max_items!r}; a positive integer was expected.")
         if info.get("compares") is True:
             raise UnsupportedError(
-                f"The reward of this server, {_description(info)}, compares the samples of a group in a request, but this client divides samples "
-                "into requests and sends equal ones once. Serve the reward without the part that compares, and put that part into the spec "
-                "here, such as `{provider: remote, url: ..., transform: rank-in-group}`."
+                f"The reward of this server, {_description(info)}, compares the samples of a group in a request, but this client divides "
+                "samples into requests and sends equal ones once. Serve the reward without that part, and put the part into the spec here, "
+                "such as `{provider: remote, url: ..., transform: rank-in-group}`."
             )
         return ServerFacts(self, _description(info), max_items, info)
 

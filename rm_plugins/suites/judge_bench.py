@@ -25,7 +25,8 @@ class JudgeBench(Suite):
     The split ``gpt`` has 350 pairs by GPT-4o, and ``claude`` 270 by Claude 3.5 Sonnet, scored in the same way.
 
     The verdicts of a judge that was asked in both orders can be evaluated as well: the benchmark's program writes them into a column
-    ``judgments`` of these rows, and the reward ``column:judgments`` reads them. A pair is right if the judge is right more often than wrong.
+    ``judgments`` of these rows, and the reward ``column:judgments`` reads them. A pair is right if the judge is right more often than
+    wrong.
     """
 
     name = "judge-bench"
@@ -59,8 +60,8 @@ class JudgeBench(Suite):
     def result(self, items: Sequence[SuiteItem]) -> SuiteResult:
         """The accuracies of the four sections and of all pairs."""
         # Judges are asked twice there, with the answers in both orders, and a pair counts if they are right more often than wrong: an
-        # answer's score is then how often it was preferred. A reward is asked once. On equal scores the benchmark's program takes the second
-        # answer, which is right or wrong by the order alone, and in two orders would count as wrong. It is wrong here.
+        # answer's score is then how often it was preferred. A reward is asked once. On equal scores the benchmark's program takes the
+        # second answer, which is right or wrong by the order alone, and in two orders would count as wrong. It is wrong here.
         right: dict[str, dict[str, list[bool]]] = {name: defaultdict(list) for name in _SOURCES.values()}
         for item in items:
             if (section := _section(item.section)) is not None:
@@ -90,12 +91,16 @@ def _votes(row: RawRow) -> tuple[float | None, ...]:
     if judgements is None:
         return ()
     if not isinstance(judgements, list) or not 1 <= len(judgements) <= _ORDERS:
-        raise row.refused(f"'judgments' is {judgements!r:.80}; a list of one judgement, or of one per order of the answers, is expected.")
+        raise row.refused(
+            f"'judgments' is {judgements!r:.80}; a list of one judgement, or of one per order of the answers, is expected."
+        )
     verdicts = []
     for place, judgement in enumerate(judgements):
         verdict = judgement.get("decision") if isinstance(judgement, Mapping) else judgement
         if verdict is not None and not isinstance(verdict, str):
-            raise row.refused(f"'judgments' has {judgement!r:.80}; null or a mapping with 'decision', text or null, is expected.")
+            raise row.refused(
+                f"'judgments' has {judgement!r:.80}; null or a mapping with 'decision', text or null, is expected."
+            )
         if (known := _VERDICTS.get(verdict or "")) is not None:
             verdicts.append(known if place == 0 else known[::-1])
     if not verdicts:

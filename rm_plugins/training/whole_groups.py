@@ -1,6 +1,7 @@
 """Whole groups across the processes of a training: each group is scored in one process, and its scores return to their rows' owners.
 
-A reward that compares samples needs all samples of a group in one batch. TRL's GRPO and RLOO do not provide this (read in TRL 1.12 and 1.16):
+A reward that compares samples needs all samples of a group in one batch. TRL's GRPO and RLOO do not provide this (as read in 1.12 and
+1.16):
 
 - Their `RepeatSampler` repeats each prompt `num_generations` times in a row, and accelerate gives each process one contiguous share of
   ``per_device_train_batch_size * steps_per_generation`` rows. Unless that is a multiple of `num_generations`, a group is split. In an
@@ -9,8 +10,8 @@ A reward that compares samples needs all samples of a group in one batch. TRL's 
   micro-batches of gradient accumulation, so accumulation splits no group further.
 - Rewards are gathered afterwards, to compute advantages. A reward function itself sees only its process's share.
 
-Online DPO has the two completions of a prompt in one process, and PPO one completion per prompt. A prompt that several processes have is one
-group there, too.
+Online DPO has the two completions of a prompt in one process, and PPO one completion per prompt. A prompt that several processes have is
+one group there, too.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def scored_in_whole_groups(
     plan = whole_groups([share.keys for share in every])
     if plan.moves and (bound := next((share.bound for share in every if share.bound), "")):
         raise UnsupportedError(
-            f"The reward {provider.called} compares the samples of a group, and a group of this batch is spread over several processes, but "
+            f"The reward {provider.called} compares the samples of a group, and a group of this batch is spread over processes, but "
             f"{bound}, which belongs to the rows of one process. Make the share of a process a multiple of the group: "
             "per_device_train_batch_size * steps_per_generation (in an evaluation, per_device_eval_batch_size) a multiple of "
             "num_generations. Or leave this parameter out of the function."
@@ -308,7 +309,7 @@ def _of_any_row(provider: Provider, handed: HandedOver) -> HandedOver:
 
 
 def _hooks(provider: Provider) -> set[str]:
-    """The trainer's own hooks, which expect what all rows of this process log, in every process; inside other providers there are others."""
+    """The trainer's own hooks, which expect logs of exactly the rows of this process; inside other providers there are others."""
     return set() if provider.children else {"log_extra", "log_metric"}
 
 

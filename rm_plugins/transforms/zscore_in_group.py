@@ -15,8 +15,8 @@ from rm_plugins.transforms.in_group import TransformInGroup
 class ZScoreInGroup(TransformInGroup):
     """(score - mean) / std, with the mean and the standard deviation (ddof 0) of the scores of the completion's group.
 
-    Where all scores of a group are equal, or only one completion of it has a score, they become 0. A completion without a prompt is alone and
-    also gets 0. Members of a sum that are standardized like this have equal influence in every group, as in GDPO
+    Where all scores of a group are equal, or only one completion of it has a score, they become 0. A completion without a prompt is alone,
+    and also gets 0. Members of a sum that are standardized like this have equal influence in every group, as in GDPO
     (arXiv 2601.05242). Groups are made as for `RankInGroup`.
 
     Args:

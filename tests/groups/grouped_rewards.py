@@ -128,7 +128,8 @@ def plain(scores: rm.Scores) -> dict[str, Any]:
 
     return {
         "values": numbers(scores.values),
-        "errors": {row: type(error).__name__ for row, error in sorted(scores.errors.items())},  # messages count the rows of a batch
+        # Messages count the rows of a batch, so they differ.
+        "errors": {row: type(error).__name__ for row, error in sorted(scores.errors.items())},
         "details": known({name: numbers(values) for name, values in scores.details.items()}),
         "tokens": None if scores.tokens is None else scores.tokens.used.tolist(),
         "steps": None if scores.steps is None else [[(s.end, str(s.reward)) for s in steps] for steps in scores.steps],

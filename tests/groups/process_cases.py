@@ -88,7 +88,9 @@ def what_belongs_to_rows_is_refused() -> None:
         with handed_over(HandedOver(mine, {}, make)):
             return scorer.score(mine, None)
 
-    with pytest.raises(UnsupportedError, match=r"'acting' compares .* its function 'acting' takes `environments`.*num_generations"):
+    with pytest.raises(
+        UnsupportedError, match=r"'acting' compares .* its function 'acting' takes `environments`.*num_generations"
+    ):
         score(samples)
     own = [rm.Sample(f"own {distributed.get_rank()}", text) for text in "xyz"]
     np.testing.assert_array_equal(score(own).values, [0.0, 0.5, 1.0])
@@ -110,7 +112,12 @@ def what_cannot_be_sent_is_an_error_in_all() -> None:
 
 def engines_whose_processes_are_in_step_are_too() -> None:
     rank = distributed.get_rank()
-    reward = EngineReward({"provider": "function", "function": by_length, "transform": ["rank-in-group", RUNNING]}, "ms-swift", groups=True, in_step=True)
+    reward = EngineReward(
+        {"provider": "function", "function": by_length, "transform": ["rank-in-group", RUNNING]},
+        "ms-swift",
+        groups=True,
+        in_step=True,
+    )
     everything = [sample for of_process in all_gathered(split()) for sample in of_process]
     with patch.object(distributed, "is_initialized", lambda: False):
         expected = rm.load(by_length, transform=["rank-in-group", RUNNING]).score(everything).values.tolist()

@@ -53,7 +53,7 @@ class TestScore:
     """``rm-plugins score``."""
 
     @pytest.mark.parametrize(
-        ("spec", "scores"), [("prompt.yaml", [0, 0.5, 1, 0, 1, 0.5]), ("id.yaml", [-1.5**0.5, 0, 1.5**0.5, -1, 1, 0])]
+        ("spec", "scores"), [("prompt.yaml", [0, 0.5, 1, 0, 1, 0.5]), ("id.yaml", [-(1.5**0.5), 0, 1.5**0.5, -1, 1, 0])]
     )
     @pytest.mark.parametrize("size", [1, 2, 4, 100])
     def test_scores_do_not_depend_on_the_batch(self, run: Any, spec: str, scores: list[float], size: int) -> None:
@@ -84,7 +84,7 @@ class TestRank:
     """``rm-plugins rank``."""
 
     def test_lists_and_rows_of_a_prompt_are_one_group(self, run: Any) -> None:
-        rows = [{"prompt": "a", "completions": ["xxx", "x"]}, {"prompt": "a", "completion": "xx"}]
+        rows: list[dict[str, Any]] = [{"prompt": "a", "completions": ["xxx", "x"]}, {"prompt": "a", "completion": "xx"}]
         told = run("rank", "prompt.yaml", write("in.jsonl", rows), "-o", "out.jsonl", "--batch-size", 1)
         assert told.exit_code == 0, told.output
         assert read("out.jsonl")[0]["scores"] == [1.0, 0.5, 0.0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ class TestGroups:
         given = [*samples("a", "a", id=[1, None]), rm.Sample("a", "2", {"ID": 1})]
         with pytest.raises(DataError, match=r"'id', but 2 of 3 samples lack it \(first: item 1; it is null\)") as raised:
             groups_of(given, "id")
-        assert raised.value.rows == {1, 2}
+        assert raised.value.rows == frozenset((1, 2))
         with pytest.raises(DataError, match=r"the sample has 'ID'\)"):
             groups_of(given[2:], "id")
         reward = rm.load(length, transform={"name": "rank-in-group", "group": "id"}, on_error="abstain")
@@ -107,8 +107,12 @@ class TestZScoreInGroup:
         found = ZScoreInGroup(group="id")(np.array([1.0, 3.0, 5.0]), samples("a", "b", "a", id=[1, 1, 2]))
         np.testing.assert_array_equal(found, [-1.0, 1.0, 0.0])
 
-    @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(allow_nan=False, allow_infinity=False)), max_size=12), st.randoms())
-    def test_neither_order_nor_scale_matter_and_every_result_is_finite(self, rows: list[tuple[str, float]], chance: Any) -> None:
+    @given(
+        st.lists(st.tuples(st.sampled_from("ab"), st.floats(allow_nan=False, allow_infinity=False)), max_size=12), st.randoms()
+    )
+    def test_neither_order_nor_scale_matter_and_every_result_is_finite(
+        self, rows: list[tuple[str, float]], chance: Any
+    ) -> None:
         def scored(rows: list[tuple[str, float]]) -> list[tuple[float, float]]:
             values = np.array([value for _, value in rows])
             found = ZScoreInGroup()(values, [rm.Sample(prompt, "x") for prompt, _ in rows]) if rows else np.zeros(0)
@@ -131,7 +135,7 @@ class TestZScoreInGroup:
 class TestEvaluation:
     """A row of judged data is a group, also for rewards that compare."""
 
-    ROWS: list[dict[str, Any]] = [
+    ROWS: ClassVar[list[dict[str, Any]]] = [
         {"prompt": "Q", "chosen": "long answer", "rejected": "short"},
         {"prompt": "Q", "chosen": "x", "rejected": ""},
         {"prompt": "Q", "chosen": "longer", "rejected": "longest answer of all"},
@@ -147,6 +151,21 @@ class TestEvaluation:
     def test_a_column_that_judged_data_lacks(self) -> None:
         reward = rm.load(length, transform={"name": "rank-in-group", "group": "id"})
         assert evaluate(reward, self.ROWS[:1]).rewards[0].figures["accuracy"].value == 1.0
+
+    def test_a_pairwise_benchmark(self) -> None:
+        common = {"source": "livebench-math", "question": "Q", "label": "B>A"}
+        answers = [("xxx", "x"), ("x", ""), ("xx", "xxxx"), ("xx", "yy")]  # of one question, but each pair is a group
+        rows = [
+            {**common, "pair_id": str(number), "response_A": first, "response_B": second}
+            for number, (first, second) in enumerate(answers)
+        ]
+        sizes: list[float] = []
+        reward = Shorter()
+        reward.observer = lambda provider, samples, scores: sizes.extend(scores.details["size"].tolist())
+        found = evaluate(reward, rows, suite="judge-bench").rewards[0].suite
+        assert found is not None
+        assert {part.name: part.score for part in found.sections if part.items} == {"Math": 0.5}
+        assert sizes == [2.0] * 8
 
 
 def test_ranks_by_column() -> None:

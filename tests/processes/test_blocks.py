@@ -28,7 +28,11 @@ def divided(
     rows: list[dict[str, Any]], size: int, whole: bool, known: dict[int, int] | None = None, first: int = 1
 ) -> list[Block]:
     samples = lambda row, where: row_samples(row, where).samples  # noqa: E731
-    return list(planned_blocks(rows[first - 1 :], samples, size, unit="samples", first=first, groups=RowGroups((None,) * whole), known=known))
+    return list(
+        planned_blocks(
+            rows[first - 1 :], samples, size, unit="samples", first=first, groups=RowGroups((None,) * whole), known=known
+        )
+    )
 
 
 @given(PROMPTS, st.integers(1, 7), st.booleans(), st.data())

@@ -65,7 +65,12 @@ def test_completions_of_a_prompt_meet() -> None:
 
 
 def test_rows_of_a_group_meet_too() -> None:
-    spec = {"provider": "function", "function": VOWELS, "transform": {"name": "rank-in-group", "group": "q"}, "on_error": "abstain"}
+    spec = {
+        "provider": "function",
+        "function": VOWELS,
+        "transform": {"name": "rank-in-group", "group": "q"},
+        "on_error": "abstain",
+    }
     rows = [{"completion": "a" * n, "q": n % 3} for n in range(9)]
     scored = rm_plugins_ray.score(dataset(rows), spec, workers=1).take_all()
     assert {len(row["completion"]): row["score"] for row in scored} == {n: n // 3 / 2 for n in range(9)}

@@ -98,24 +98,28 @@ DECISIONS = ["A>B", "B>A", "A=B", None, "A<B", "no idea"]
 
 def test_judge_bench_counts_the_verdicts_of_both_orders_as_its_program_does() -> None:
     chance = random.Random(5)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             **JUDGE_BENCH_ROW,
             "pair_id": str(number),
-            "source": chance.choice(["mmlu-pro-law", "mmlu-pro-math", "livebench-reasoning", "livebench-math", "livecodebench"]),
+            "source": chance.choice(
+                ["mmlu-pro-law", "mmlu-pro-math", "livebench-reasoning", "livebench-math", "livecodebench"]
+            ),
             "label": chance.choice(["A>B", "B>A"]),
             "judge_name": "arena_hard",
             "judgments": [judgment(chance) for _ in range(2 if number % 5 else 1)],
         }
         for number in range(300)
     ]
-    found = evaluate("column:judgments", rows, suite="judge-bench").rewards[0].suite
+    verdicts: Any = "column:judgments"
+    found = evaluate(verdicts, rows, suite="judge-bench").rewards[0].suite
     assert found is not None
     assert found.score == pytest.approx(mean(of_their_program(row) for row in rows))
     prefixes = {"Knowledge": "mmlu", "Reasoning": "livebench-r", "Math": "livebench-m", "Coding": "livecode"}
     for part in found.sections:
         of_section = [of_their_program(row) for row in rows if row["source"].startswith(prefixes[part.name])]
-        assert (part.score, part.items) == (pytest.approx(mean(of_section)), len(of_section))
+        assert part.score == pytest.approx(mean(of_section))
+        assert part.items == len(of_section)
     silent = [row for row in rows if all((one or {}).get("decision") not in DECISIONS[:3] for one in row["judgments"])]
     assert found.abstained == len(silent) > 0
 
@@ -128,7 +132,7 @@ def judgment(chance: random.Random) -> dict[str, Any] | None:
 
 def of_their_program(row: dict[str, Any]) -> bool:
     """The rule of compute_final_metrics in utils/metrics.py of github.com/ScalerLab/JudgeBench, told in its own way."""
-    other = {"A>B": "B>A", "B>A": "A>B"}
+    other: dict[str | None, str] = {"A>B": "B>A", "B>A": "A>B"}
     first, *second = ((one or {}).get("decision") for one in row["judgments"])
     if not second:
         return bool(first == row["label"])
@@ -137,7 +141,12 @@ def of_their_program(row: dict[str, Any]) -> bool:
 
 
 def test_what_is_not_a_judgement_is_refused() -> None:
-    for judgments, told in (("A>B", "a list of one judgement"), ([], "a list of one"), ([None] * 3, "a list"), ([{"decision": 1}], "null or a mapping")):
+    for judgments, told in (
+        ("A>B", "a list of one judgement"),
+        ([], "a list of one"),
+        ([None] * 3, "a list"),
+        ([{"decision": 1}], "null or a mapping"),
+    ):
         with pytest.raises(DataError, match=f"judge-bench, row 1: 'judgments'.*{told}"):
             list(JudgeBench().rows([{**JUDGE_BENCH_ROW, "judgments": judgments}]))
 

@@ -149,6 +149,15 @@ def world(
     named, judge, *_ = blocks(DOCS / "tutorials" / "train-a-judge.md", "yaml")
     Path("rm_plugins.yaml").write_text(f"helpful: ./Qwen2.5-Reward\n{named}", encoding="utf-8")
     Path("judge.yaml").write_text(judge, encoding="utf-8")
+    verdicts = {
+        "pair_id": "1",
+        "source": "livebench-math",
+        "question": "2+2?",
+        "response_A": "4",
+        "response_B": "5",
+        "label": "A>B",
+    }
+    write_jsonl(Path("o1-mini.jsonl"), [{**verdicts, "judgments": [{"decision": "A>B"}, {"decision": "B>A"}]}] * 4)
     two = tiny_decoder(num_labels=2, config={"id2label": {0: "helpful", 1: "verbose"}})
     Path(two).rename("two-labels")
     assert CliRunner().invoke(main, ["judge-data", "preferences", "-o", "judge-data"]).exit_code == 0

@@ -133,7 +133,9 @@ class Info(BaseModel):
     manifests: dict[str, str]
     max_items: int
     rendered: bool = Field(description="Whether rendered texts and token ids are accepted; only models can score them.")
-    compares: bool = Field(description="Whether a score depends on the other samples of its group in the request, as a rank does.")
+    compares: bool = Field(
+        description="Whether a score depends on the other samples of its group in the request, as a rank does."
+    )
     reads: dict[str, Literal["last", "before-padding"] | None] = Field(
         description="The token of a text that the head of each model reads, by path in the spec: the very last one, or the last one that "
         "is not padding; null for an encoder. Set by `read` in the spec."
