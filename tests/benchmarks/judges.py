@@ -27,9 +27,9 @@ def main() -> None:
     rows.sort(key=lambda row: row[0])
     text = (
         "A random model of two layers learns a rule: of two answers of four words, the one with the word *blue* is better. Step 2 only "
-        f"teaches it the form, on 200 pairs with random verdicts. {STEPS} steps of GRPO on 1,200 other pairs, with `right: {WEIGHTS['right']:g}`, "
-        f"`format: {WEIGHTS['format']:g}` and `agreement: {WEIGHTS['agreement']:g}`, teach it the rule. The figures are shares of the "
-        "questions of held-out prompts.\n\n"
+        f"teaches it the form, on 200 pairs with random verdicts. {STEPS} steps of GRPO on 1,200 other pairs, with "
+        f"`right: {WEIGHTS['right']:g}`, `format: {WEIGHTS['format']:g}` and `agreement: {WEIGHTS['agreement']:g}`, teach it the rule. "
+        "The figures are shares of the questions of held-out prompts.\n\n"
         f"{table(('judge', 'right in order 0', 'right in order 1', 'right in both orders'), rows)}\n\n"
         "Random verdicts are right in a quarter of the pairs in both orders. `python -m tests.benchmarks.judges` writes this section."
     )
