@@ -33,12 +33,13 @@ COMMANDS = (
     ["data", "check", PAIRS, "--map", MAP],
     ["data", "check", PAIRS, "--tokenizer", MODEL],
     ["merge", MODEL, MODEL, "-o", "merged", "--data", PAIRS],
+    ["judge-data", PAIRS, "-o", "questions", "--map", MAP],
     ["report", JOURNAL, "-o", "page.html"],
     ["show", SPEC],
     ["verify", SPEC],
     ["serve", SPEC, "--port", "0"],
 )
-REPLACING = ("score", "rank", "calibrate")
+REPLACING = ("score", "rank", "calibrate", "judge-data")
 """Commands that refuse to replace an output."""
 
 BAD = (
@@ -87,6 +88,7 @@ OPTIONS = {
     "evaluate": ["--batch-size", "--suite", "--section", "--by", "--fail-under", "--limit", "--scores", "--cluster"],
     "calibrate": ["--transform", "--limit"],
     "merge": ["--weights"],
+    "judge-data": ["--form", "--template", "--criteria", "--criteria-column", "--held-out", "--ties", "--max-pairs", "--split"],
     "report": ["--last", "--window"],
     "serve": ["--host", "--port", "--workers", "--api-key-env", "--max-items"],
 }
@@ -159,7 +161,7 @@ def test_wrong_inputs(command: list[str], position: int, place: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", ["folder", "in.jsonl/out.jsonl", "/proc/out.jsonl", "out", "", "loop", "a" * 5_000 + ".jsonl"])
-@pytest.mark.parametrize("command", ["score", "rank", "evaluate", "diff", "calibrate", "merge", "report"])
+@pytest.mark.parametrize("command", ["score", "rank", "evaluate", "diff", "calibrate", "merge", "judge-data", "report"])
 def test_outputs_that_cannot_be_written(command: str, bad: str, place: Path) -> None:
     arguments = [GOOD.get(argument, argument) for argument in next(one for one in COMMANDS if one[0] == command)]
     arguments[arguments.index("-o") + 1] = bad

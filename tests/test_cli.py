@@ -268,7 +268,20 @@ class TestVerify:
 
 def test_help_lists_every_command(run: Any) -> None:
     output = run("--help").output
-    built_in = ("calibrate", "data", "diff", "evaluate", "list", "merge", "rank", "report", "score", "serve", "show", "verify")
-    for command in (*built_in, "adapter", "demo", "ppo", "train"):
+    built_in = (
+        "calibrate",
+        "data",
+        "diff",
+        "evaluate",
+        "judge-data",
+        "list",
+        "merge",
+        "rank",
+        "report",
+        "score",
+        "serve",
+        "show",
+    )
+    for command in (*built_in, "verify", "adapter", "demo", "ppo", "train"):
         assert f"\n  {command} " in output
     assert "No such command 'scores'" in run("scores").output

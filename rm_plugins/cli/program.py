@@ -17,7 +17,23 @@ from rm_plugins.cli.printed import echo, is_verbose, printable_messages, until_v
 from rm_plugins.cli.silence import silenced_libraries
 from rm_plugins.errors import DuplicateNameError, RmPluginsError, nearest_name
 
-_BUILT_IN = ("calibrate", "data", "diff", "evaluate", "list", "merge", "rank", "report", "score", "serve", "show", "verify")
+_BUILT_IN = (
+    *(
+        "calibrate",
+        "data",
+        "diff",
+        "evaluate",
+        "judge-data",
+        "list",
+        "merge",
+        "rank",
+        "report",
+        "score",
+        "serve",
+        "show",
+        "verify",
+    ),
+)
 
 
 class _Program(click.Group):
@@ -28,7 +44,7 @@ class _Program(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _BUILT_IN:
-            command: click.Command = import_module(f"rm_plugins.cli.{cmd_name}").command
+            command: click.Command = import_module(f"rm_plugins.cli.{cmd_name.replace('-', '_')}").command
             return command
         commands = _plugin_commands()
         if cmd_name in commands or cmd_name.startswith("-"):

@@ -40,6 +40,7 @@ def rm_register_providers() -> Sequence[type[Provider]]:
     from rm_plugins.providers.rules.tool_called import ToolCalled
     from rm_plugins.providers.rules.tool_count import ToolCount
     from rm_plugins.providers.rules.tool_success import ToolSuccess
+    from rm_plugins.providers.rules.verdict import Verdict
 
     return [
         Cached,
@@ -69,4 +70,5 @@ def rm_register_providers() -> Sequence[type[Provider]]:
         ToolCalled,
         ToolCount,
         ToolSuccess,
+        Verdict,
     ]

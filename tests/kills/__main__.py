@@ -23,6 +23,7 @@ _IMPORTED = {
         "transformers.models.qwen2.modeling_qwen2",
     ),
     "merge": ("torch", "transformers", "rm_plugins.models.merge", "transformers.models.qwen2.modeling_qwen2"),
+    "judge-data": ("rm_plugins.jobs.judge_data",),
     "train": ("rm_plugins_trl.reward_training.train", "rm_plugins_trl.reward_training.reward_trainer"),
 }
 """What is imported once, before the first process is started, so that kills meet work and not the import of it."""

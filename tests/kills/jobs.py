@@ -214,6 +214,32 @@ class Merge(Job):
             assert all(digest(folder / "out" / name) == known["sha256"] for name, known in manifest["files"].items())
 
 
+class JudgeData(Job):
+    """``judge-data``, which replaces older questions."""
+
+    name = "judge-data"
+    outputs = ("questions",)
+
+    def prepare(self, folder: Path) -> None:
+        """There are older ones."""
+        super().prepare(folder)
+        (folder / "questions").mkdir()
+        (folder / "questions" / "train.jsonl").write_text("{}\n")
+
+    def arguments(self, folder: Path) -> Sequence[str]:
+        """Half of the prompts are held out."""
+        return ["judge-data", "pairs.jsonl", "-o", "questions", "--held-out", "0.5", "--overwrite"]
+
+    def result(self, folder: Path) -> dict[str, str]:
+        """Both sides of the split."""
+        return {path.name: digest(path) for path in sorted((folder / "questions").iterdir())}
+
+    def check(self, folder: Path) -> None:
+        """There are the old or all of the new questions."""
+        sizes = {path.name: len(path.read_text().splitlines()) for path in (folder / "questions").iterdir()}
+        assert sizes == {"train.jsonl": 1} or sum(sizes.values()) == ROWS, f"half of the questions: {sizes}"
+
+
 class Train(Job):
     """``train``, which goes on from its last checkpoint."""
 
@@ -247,7 +273,7 @@ class Train(Job):
         """What a checkpoint has too little, the next start must find out."""
 
 
-JOBS: dict[str, type[Job]] = {job.name: job for job in (Score, Processes, Rank, Generate, Evaluate, Train, Merge, Calibrate)}
+JOBS: dict[str, type[Job]] = {job.name: job for job in (Score, Processes, Rank, Generate, Evaluate, Train, Merge, Calibrate, JudgeData)}
 
 
 def digest(path: Path) -> str:

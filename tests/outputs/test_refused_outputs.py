@@ -42,6 +42,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "evaluate --scores": ("evaluate", "rules:length", "in.jsonl", "--scores"),
     "diff --scores": ("diff", "rules:length", "rules:length", "in.jsonl", "--scores"),
     "merge -o": ("merge", "a", "b", "-o"),
+    "judge-data -o": ("judge-data", "in.jsonl", "-o"),
     "demo --output-dir": ("demo", "--output-dir"),
 }
 

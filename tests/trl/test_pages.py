@@ -56,10 +56,16 @@ AS_ON_A_CPU = [
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAMS = ("rm-plugins", "trl")
 QUESTION = [{"role": "user", "content": "Name a colour."}]
-PREFERENCE = {
-    "chosen": [*QUESTION, {"role": "assistant", "content": "It is blue."}],
-    "rejected": [*QUESTION, {"role": "assistant", "content": "two"}],
-}
+
+
+def preference(question: str) -> dict[str, Any]:
+    asked = [{"role": "user", "content": question}]
+    answers = {"chosen": "It is blue.", "rejected": "two"}
+    return {name: [*asked, {"role": "assistant", "content": answer}] for name, answer in answers.items()}
+
+
+PREFERENCE = preference("Name a colour.")
+PREFERENCES = [PREFERENCE] * 8 + [preference(f"Name colour {number}.") for number in range(8)]
 PROMPT = {"prompt": QUESTION}
 """Conversations, as in the datasets that they stand for."""
 # Settings that a page leaves out to stay readable, and settings that keep a run small.
@@ -133,13 +139,16 @@ def world(
     """A working directory with everything that pages name; returns what a page's names stand for here."""
     monkeypatch.chdir(tmp_path)
     for split in ("train", "test"):
-        for folder, rows in {"preferences": [PREFERENCE] * 16, "prompts": [PROMPT] * 64}.items():
+        for folder, rows in {"preferences": PREFERENCES, "prompts": [PROMPT] * 64}.items():
             Path(folder).mkdir(exist_ok=True)
             write_jsonl(Path(folder) / f"{split}.jsonl", rows)
     write_jsonl(Path("completions.jsonl"), [{"prompt": "2+2?", "completions": ["4", "5"]}] * 16)
     judged: dict[str, Any] = {"instruction": "Name a colour.", "input": "", "response1": "two", "response2": "It is blue."}
     judged |= {"annotator1": 2, "annotator2": 0, "annotator3": 2}
     Path("testset-v1.json").write_text(json.dumps([judged] * 8, indent=2), encoding="utf-8")
+    named, judge, *_ = blocks(DOCS / "tutorials" / "train-a-judge.md", "yaml")
+    Path("rm_plugins.yaml").write_text(f"helpful: ./Qwen2.5-Reward\n{named}", encoding="utf-8")
+    Path("judge.yaml").write_text(judge, encoding="utf-8")
     verdicts = {
         "pair_id": "1",
         "source": "livebench-math",
@@ -149,9 +158,10 @@ def world(
         "label": "A>B",
     }
     write_jsonl(Path("o1-mini.jsonl"), [{**verdicts, "judgments": [{"decision": "A>B"}, {"decision": "B>A"}]}] * 4)
-    Path("rm_plugins.yaml").write_text("helpful: ./Qwen2.5-Reward\n", encoding="utf-8")
     two = tiny_decoder(num_labels=2, config={"id2label": {0: "helpful", 1: "verbose"}})
     Path(two).rename("two-labels")
+    assert CliRunner().invoke(main, ["judge-data", "preferences", "-o", "judge-data"]).exit_code == 0
+    shutil.copytree(tiny_policy, "trained-judge")
     shutil.copytree(reward, "Qwen2.5-Reward")
     for name in "abcde":
         shutil.copytree(reward, f"rm-{name}", ignore=shutil.ignore_patterns("checkpoint-*"))
@@ -224,7 +234,7 @@ def test_commands_run(page: Path, world: dict[str, str]) -> None:
     """Those that train have a process of their own, in which their launchers and their settings of torch may stay."""
     quick = ["--max_steps", "1", "--report_to", "none", "--use_cpu", "true", "--gradient_checkpointing", "false"]
     of_grpo = ["--bf16", "false", "--num_generations", "2", "--max_completion_length", "4"]
-    of_grpo += ["--per_device_train_batch_size", "2"]
+    of_grpo += ["--per_device_train_batch_size", "4"]  # two prompts: both orders of a judge's question
     for line in commands_of(page):
         program, command, *arguments = shlex.split(replaced(line, world))
         if command == "train":
@@ -233,8 +243,10 @@ def test_commands_run(page: Path, world: dict[str, str]) -> None:
         elif command == "ppo":
             run_warm("rm_plugins", command, *arguments, *quick, "--response_length", "4", "--per_device_train_batch_size", "2")
         elif program == "trl":
-            run_warm("trl.cli.main", command, *arguments, *quick, *of_grpo)
+            run_warm("trl.cli.main", command, *arguments, *quick, *(of_grpo if command == "grpo" else []))
         else:
+            if command == "judge-data":
+                shutil.rmtree(arguments[arguments.index("-o") + 1])  # the questions that the page writes
             found = CliRunner().invoke(main, [command, *arguments], catch_exceptions=False)
             assert found.exit_code == 0, f"{line}\n{found.output}"
 
@@ -307,10 +319,23 @@ def test_local_links_lead_somewhere() -> None:
 
 def test_every_command_is_documented() -> None:
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    documented = dict(re.findall(r"^\| `rm-plugins ([a-z]+)([^`]*)` \|", page, re.MULTILINE))
+    documented = dict(re.findall(r"^\| `rm-plugins ([a-z-]+)([^`]*)` \|", page, re.MULTILINE))
     listed = json.loads(CliRunner().invoke(main, ["list", "commands", "--json"]).output)["registered"]
-    built_in = {"calibrate", "data", "diff", "evaluate", "list", "merge", "rank", "report", "score", "serve", "show", "verify"}
-    assert set(documented) == built_in | {found["name"] for found in listed}
+    built_in = {
+        "calibrate",
+        "data",
+        "diff",
+        "evaluate",
+        "judge-data",
+        "list",
+        "merge",
+        "rank",
+        "report",
+        "score",
+        "serve",
+        "show",
+    }
+    assert set(documented) == built_in | {"verify"} | {found["name"] for found in listed}
     for name, arguments in documented.items():
         usage = CliRunner().invoke(main, [name, "--help"]).output if name != "train" else ""
         for argument in arguments.split():
