@@ -104,9 +104,9 @@ def main() -> None:
         f"{ROWS} answers of LLMBar of up to 128 tokens, scored on a CPU with a drawn score head. Differences are from float32, in\n"
         "standard deviations of the float32 scores. Weights include the embeddings, which are not quantized. Made by\n"
         f"`python -m tests.benchmarks.quantization` ({versions}).\n\n{table(heading, rows)}\n"
-        "SmolLM2's weights here come from a file with 4 bits in groups of 32, which `int4` with the same groups stores almost exactly; expect\n"
-        "more of a difference from other weights. Most of its layers have 576 inputs, no multiple of 128, so groups of 128 leave them as they\n"
-        "are."
+        "SmolLM2's weights here come from a file with 4 bits in groups of 32, which `int4` with the same groups stores almost exactly;\n"
+        "expect more of a difference from other weights. Most of its layers have 576 inputs, no multiple of 128, so groups of 128 leave\n"
+        "them as they are."
     )
     page = re.sub(f"(?<={BEGIN}\n).*?(?={END})", lambda _: f"\n{text}\n\n", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     write_atomically(PAGE, page)

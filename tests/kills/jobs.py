@@ -273,7 +273,9 @@ class Train(Job):
         """What a checkpoint has too little, the next start must find out."""
 
 
-JOBS: dict[str, type[Job]] = {job.name: job for job in (Score, Processes, Rank, Generate, Evaluate, Train, Merge, Calibrate, JudgeData)}
+JOBS: dict[str, type[Job]] = {
+    job.name: job for job in (Score, Processes, Rank, Generate, Evaluate, Train, Merge, Calibrate, JudgeData)
+}
 
 
 def digest(path: Path) -> str:
