@@ -46,7 +46,7 @@ class RewardBatch:
         call: The call.
         samples: Its samples, [N].
         handed: What functions get.
-        inner: Keeps what functions log; None for a function that is no part of another provider and compares nothing, which gets TRL's own
+        inner: Keeps what functions log; None for a function by itself that compares nothing, which gets TRL's own
             hooks.
     """
 
