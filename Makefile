@@ -113,7 +113,7 @@ bench-gpu: $(VENV)/dev.stamp  ## Measure scoring, training and serving on a GPU 
 gpu-wheels: | $(BIN)/python  ## Gather in build/gpu-wheels/ what bench-gpu needs on a machine that can download nothing.
 	$(BIN)/python -m tests.benchmarks.gpu.wheels
 
-bench-comparisons: $(VENV)/models.stamp  ## Measure the schedules of comparisons and a trained pair model, ten minutes, and write sections of docs/providers/comparison.md; resumable.
+bench-comparisons: $(VENV)/models.stamp  ## Measure comparisons: schedules, a trained pair model, and GRPO, about an hour; writes sections of docs/providers/comparison.md; resumable.
 	$(BIN)/python -m tests.benchmarks.comparisons
 
 bench-losses: $(VENV)/models.stamp  ## Train with every loss, about an hour, and write docs/loss-results.md; goes on where it was ended.

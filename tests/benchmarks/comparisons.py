@@ -1,6 +1,6 @@
-"""Comparisons: how well each schedule recovers the opinion of a simulated judge, and what a trained pair model adds on real data.
+"""Comparisons: what schedules recover of a simulated judge's opinion, what a pair model adds on real data, and what comparing adds in GRPO.
 
-Run it with ``make bench-comparisons``; it writes two sections of ``docs/providers/comparison.md``. Results are kept in a file, so an
+Run it with ``make bench-comparisons``; it writes three sections of ``docs/providers/comparison.md``. Results are kept in a file, so an
 interrupted run resumes. The real data needs MiniLM and ``../shared/data``.
 """
 
@@ -10,8 +10,11 @@ import argparse
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -21,10 +24,12 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import datasets
+import numpy as np
 import torch
 from transformers.utils import logging
 
 from rm_plugins.files import write_atomically
+from tests.benchmarks.comparisons_grpo import LAST, PAIRS, POINTWISE, REWARDS, STEPS, accuracies, make_judges, trained
 from tests.benchmarks.comparisons_real import DATA_SETS, measured
 from tests.benchmarks.comparisons_simulated import JUDGES, SPREAD, Recovered, recovered, rows, settings
 from tests.benchmarks.losses import FOLDER, ROOT, append_line, read_results
@@ -35,6 +40,8 @@ RESULTS = ROOT / "build" / "comparison-results.jsonl"
 MODULE = "tests.benchmarks.comparisons"
 SIMULATED = "Schedules measured"
 REAL = "Real data"
+GRPO = "Beside single scores in GRPO"
+MODELS = ROOT / "build" / "comparison-models"
 SIZES = (8, 16)
 CONTRADICTIONS = ("missing", "average")
 
@@ -62,6 +69,35 @@ def learn(path: Path, folder: Path) -> None:
             started = time.perf_counter()
             append_line(path, json.dumps({"run": run, "figures": measured(data, folder)}) + "\n")
             print(f"{data.file}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def optimize_all(path: Path, seeds: int, pairs: int, steps: int) -> None:
+    """Train policies with every reward and seed; seeds run side by side, each in a process of its own."""
+
+    def run(seed: int) -> None:
+        numbers = [str(number) for number in (seed, pairs, steps)]
+        command = [sys.executable, "-m", MODULE, "--results", str(path), "--optimize", *numbers]
+        subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(run, range(seeds)))
+
+
+def optimize(path: Path, seed: int, pairs: int, steps: int) -> None:
+    """Train a seed's policies that are not among the results yet."""
+    done = {json.dumps(line["run"]) for line in read_results(path)}
+    folder = MODELS / f"{pairs}-pairs-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make_judges(folder, seed, pairs)
+    if json.dumps(run := ["accuracy", seed, pairs]) not in done:
+        append_line(path, json.dumps({"run": run, "figures": accuracies(folder, seed)}) + "\n")
+    for name in REWARDS:
+        if json.dumps(run := ["grpo", name, seed, pairs, steps]) not in done:
+            started = time.perf_counter()
+            figures = {**trained(folder, seed, name, steps), "seconds": time.perf_counter() - started}
+            append_line(path, json.dumps({"run": run, "figures": figures}) + "\n")
+            print(f"seed {seed}: {name} in {figures['seconds']:.0f} s", flush=True)
 
 
 def simulated_section(path: Path, seeds: int, count: int) -> str:
@@ -109,6 +145,44 @@ def real_section(path: Path) -> str:
     )
 
 
+def grpo_section(path: Path, seeds: int, pairs: int, steps: int) -> str:
+    """The table of GRPO; empty without all of its results."""
+    results = {json.dumps(line["run"]): line["figures"] for line in read_results(path)}
+    runs = {(name, seed): json.dumps(["grpo", name, seed, pairs, steps]) for name in REWARDS for seed in range(seeds)}
+    judged = [results.get(json.dumps(["accuracy", seed, pairs])) for seed in range(seeds)]
+    if any(run not in results for run in runs.values()) or None in judged:
+        return ""
+    shown = []
+    for name in REWARDS:
+        found = [results[runs[name, seed]] for seed in range(seeds)]
+        gains = [one["end"] - results[runs[POINTWISE, seed]]["end"] for seed, one in enumerate(found)]
+        shown.append(
+            (
+                name,
+                _spread([one["start"] for one in found]),
+                _spread([one["end"] for one in found]),
+                "" if name == POINTWISE else _spread(gains, sign="+"),
+                f"{np.mean([one['kl'] for one in found]):.2f}",
+            )
+        )
+    right = {name: _spread([one[name] for one in judged if one]) for name in (POINTWISE, "comparison")}
+    return (
+        f"Made by the same command. In the world of `rm-plugins demo`, whose true reward is known, two small models learn from the same "
+        f"{pairs:,} labels, of which a quarter is turned around: one scores a single answer, and one compares two (`text-pair`, "
+        "`contradictions: average`). On held-out pairs, the first prefers the truly better answer in "
+        f"{right[POINTWISE]} of the cases, and the second, asked in both orders, in {right['comparison']}. "
+        f"GRPO then trains the same policy with each for {steps} steps of 64 completions, 8 for each prompt. *Gold* is the mean true "
+        f"reward of the completions, from 0 to 1, in the first step and in the last {LAST}. "
+        f"Figures are means over {seeds} seeds with the standard error.\n\n"
+        + table(("reward", "gold at the start", "gold at the end", "difference", "KL"), shown)
+    )
+
+
+def _spread(values: list[float], *, sign: str = "") -> str:
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{np.mean(values):{sign}.3f} ± {error:.3f}"
+
+
 def _real_rows(title: str, figures: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     for number, line in enumerate(figures):
         error = math.sqrt(line["agreement"] * (1 - line["agreement"]) / max(line["pairs"], 1))
@@ -130,22 +204,31 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50, help="simulated groups per setting and seed")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file of the results")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="the folder of the data (default: ../shared/data)")
-    parser.add_argument("--only", choices=("simulated", "real"), help="measure one part; by default both")
+    parser.add_argument("--only", choices=("simulated", "real", "grpo"), help="measure one part; by default all")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="labels of the models that judge in GRPO")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of GRPO")
+    parser.add_argument("--optimize", type=int, nargs=3, help=argparse.SUPPRESS)  # a process of this program
     parser.add_argument("--output", type=Path, default=PAGE, help="the page that is written")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    if arguments.only != "real":
+    if arguments.optimize:
+        optimize(arguments.results, *arguments.optimize)
+        return
+    if arguments.only in (None, "simulated"):
         simulate(arguments.results, arguments.seeds, arguments.count)
-    if arguments.only != "simulated":
+    if arguments.only in (None, "real"):
         learn(arguments.results, arguments.folder)
+    if arguments.only in (None, "grpo"):
+        optimize_all(arguments.results, arguments.seeds, arguments.pairs, arguments.steps)
     page = arguments.output.read_text(encoding="utf-8") if arguments.output.is_file() else "# Comparing answers\n"
     page = with_section(page, SIMULATED, simulated_section(arguments.results, arguments.seeds, arguments.count))
     page = with_section(page, REAL, real_section(arguments.results))
+    page = with_section(page, GRPO, grpo_section(arguments.results, arguments.seeds, arguments.pairs, arguments.steps))
     write_atomically(arguments.output, page)
-    print(f"wrote the sections {SIMULATED!r} and {REAL!r} of {arguments.output}", flush=True)
+    print(f"wrote the sections {SIMULATED!r}, {REAL!r} and {GRPO!r} of {arguments.output}", flush=True)
 
 
 if __name__ == "__main__":

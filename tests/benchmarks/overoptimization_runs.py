@@ -36,6 +36,7 @@ __all__ = [
     "make_models",
     "make_seed",
     "proxy_spec",
+    "quiet_stage",
     "train_policy",
 ]
 
@@ -113,7 +114,7 @@ def make_models(folder: Path, seed: int, pairs: int, members: int) -> None:
     if not policy.exists():
         tokenizer = make_tokenizer([row["prompt"] + row["completion"] for row in world.demonstrations])
         model = make_language_model(tokenizer, seed)
-        start_policy(model, tokenizer, world.demonstrations, _stage(), seed)
+        start_policy(model, tokenizer, world.demonstrations, quiet_stage(), seed)
         for name in (policy, start):
             tokenizer.save_pretrained(name)
         model.save_pretrained(policy)
@@ -124,7 +125,7 @@ def make_models(folder: Path, seed: int, pairs: int, members: int) -> None:
         if not (member / "reward_manifest.json").exists():
             shutil.rmtree(member, ignore_errors=True)
             train_reward_model(
-                str(start), world.pairs, world.held_out_pairs, member, TINY, _stage(), seed * MEMBERS + number + 1
+                str(start), world.pairs, world.held_out_pairs, member, TINY, quiet_stage(), seed * MEMBERS + number + 1
             )
 
 
@@ -227,12 +228,13 @@ def train_policy(folder: Path, seed: int, name: str, sizes: Sizes) -> dict[str, 
             steps=sizes.steps,
             completion_tokens=COMPLETION_TOKENS,
             recipe=TINY,
-            stage=_stage(),
+            stage=quiet_stage(),
             seed=seed,
             kl_weight=KL_WEIGHT,
         )
     return {key: [round(step[key], 6) for step in curves] for key in ("gold", "proxy", "kl")}
 
 
-def _stage() -> Stage:
+def quiet_stage() -> Stage:
+    """A stage that shows nothing."""
     return Stage(Console(quiet=True).status(""), {})
