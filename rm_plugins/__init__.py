@@ -9,9 +9,10 @@ from rm_plugins.lazy_names import lazy_names
 from rm_plugins.version import __version__
 
 if TYPE_CHECKING:
+    from rm_plugins.component import Aggregate, Transform
     from rm_plugins.errors import RmPluginsError
     from rm_plugins.hooks import hookimpl
-    from rm_plugins.provider import Aggregate, Provider, Transform
+    from rm_plugins.provider import Provider
     from rm_plugins.providers.combinators.parts import Combinator
     from rm_plugins.registry import Registry
     from rm_plugins.row_provider import RowProvider
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Aggregate": "provider",
+    "Aggregate": "component",
     "Combinator": "providers.combinators.parts",
     "Provider": "provider",
     "Registry": "registry",
@@ -43,7 +44,7 @@ _HOMES = {
     "RowProvider": "row_provider",
     "Sample": "samples",
     "Scores": "scores",
-    "Transform": "provider",
+    "Transform": "component",
     "hookimpl": "hooks",
     "load": "spec",
 }

@@ -13,9 +13,9 @@ from typing import ClassVar
 import numpy as np
 from pydantic import FiniteFloat
 
+from rm_plugins.component import Aggregate
 from rm_plugins.errors import SpecError
 from rm_plugins.hooks import hookimpl
-from rm_plugins.provider import Aggregate
 from rm_plugins.scores import FloatArray
 
 

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from rm_plugins.component import Transform
 from rm_plugins.engine.score_cache import MEMORY
 from rm_plugins.errors import DataError, RmPluginsError, SpecError
-from rm_plugins.provider import Provider, Transform, transforms_of
+from rm_plugins.provider import Provider, transforms_of
 from rm_plugins.providers.combinators.cached import Cached
 from rm_plugins.providers.combinators.ensemble import Ensemble
 from rm_plugins.providers.combinators.fallback import Fallback

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     import click
 
     from rm_plugins.comparisons import Comparer
+    from rm_plugins.component import Aggregate, Transform
     from rm_plugins.jobs.job_engine import JobEngine
     from rm_plugins.judges import Judge
     from rm_plugins.losses import Loss, Regularizer
     from rm_plugins.protocols import Protocol
-    from rm_plugins.provider import Aggregate, Provider, Transform
+    from rm_plugins.provider import Provider
     from rm_plugins.samples import Sample
     from rm_plugins.scores import Scores
     from rm_plugins.server.dialects import Dialect

@@ -15,11 +15,12 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
+from rm_plugins.component import Component, LocalPath
 from rm_plugins.constructor_schema import announces, schema_of, validator_of
 from rm_plugins.errors import PluginError, RmPluginsError, SpecError, did_you_mean
 from rm_plugins.files import with_digests
 from rm_plugins.imported_function import of_python_file
-from rm_plugins.provider import Component, LocalPath, Provider
+from rm_plugins.provider import Provider
 from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.registry import Registry, default_registry
 from rm_plugins.written_settings import beyond_bounds, other_kind, read_settings

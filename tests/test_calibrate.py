@@ -17,8 +17,8 @@ import rm_plugins as rm
 from rm_plugins.aggregates import Mean
 from rm_plugins.calibration import Calibration
 from rm_plugins.cli import main
+from rm_plugins.component import Transform
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.provider import Transform
 from rm_plugins.providers.combinators.members import combined
 
 FUNCTIONS = """

@@ -16,8 +16,9 @@ from rm_plugins.redaction import redacted
 if TYPE_CHECKING:
     from rich.tree import Tree
 
+    from rm_plugins.component import Aggregate, Transform
     from rm_plugins.models.trained_reward import TrainedReward
-    from rm_plugins.provider import Aggregate, Provider, Transform
+    from rm_plugins.provider import Provider
 
 
 @click.command("show", cls=Command)
@@ -58,8 +59,8 @@ def tree(provider: Provider, key: str = "") -> Tree:
 
 def _settings(provider: Provider) -> dict[str, str]:
     """The settings of a provider, without those of its children."""
+    from rm_plugins.component import Aggregate, Transform
     from rm_plugins.identity import shown_spec
-    from rm_plugins.provider import Aggregate, Transform
     from rm_plugins.spec import SHARED_KEYS
 
     nested = {re.split(r"[.\[]", path)[0] for path in provider.children}

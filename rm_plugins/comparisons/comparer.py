@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from rm_plugins.component import Component
 from rm_plugins.constructor_schema import held_by
 from rm_plugins.errors import ScoringError
-from rm_plugins.provider import Component, Provider
+from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 

@@ -11,9 +11,9 @@ import numpy as np
 from rm_plugins.comparisons.comparer import Comparer, Comparison, Verdicts
 from rm_plugins.comparisons.listwise import covering_lists, ranking_in
 from rm_plugins.comparisons.pair_template import shared_columns
+from rm_plugins.component import LocalPath
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.judges import COSTS, Judge, Question, Reply, Template, cost_of, verdict_of
-from rm_plugins.provider import LocalPath
 from rm_plugins.samples import Message, Sample
 
 _FIRST, _SECOND, _TIE = "A", "B", "tie"

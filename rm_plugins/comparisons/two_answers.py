@@ -10,11 +10,11 @@ import numpy as np
 from rm_plugins.comparisons.comparer import Comparer, Comparison, Verdicts
 from rm_plugins.comparisons.logistic import logistic
 from rm_plugins.comparisons.pair_template import PairTemplate
+from rm_plugins.component import ModelSource
 from rm_plugins.errors import DataError, SpecError, did_you_mean
 from rm_plugins.models.identity import model_facts
 from rm_plugins.models.settings import ModelSettings
 from rm_plugins.models.trained_reward import TrainedReward
-from rm_plugins.provider import ModelSource
 from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.scores import FloatArray
 

@@ -6,13 +6,13 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from rm_plugins.component import ModelSource
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.generation import Generator, GreedyCompletion, Sampling
 from rm_plugins.judges.caching_judge import CachingJudge
 from rm_plugins.judges.judge import Question, Reply
 from rm_plugins.judges.model_files import folder_digest
 from rm_plugins.one_thread import OneThread
-from rm_plugins.provider import ModelSource
 from rm_plugins.replies import Labels, after_reasoning, end_of_reasoning, first_word
 from rm_plugins.replies.reasoning import OPEN_REASONING
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar
 
-from rm_plugins.provider import Component
+from rm_plugins.component import Component
 from rm_plugins.samples import Message, canonical_json
 
 

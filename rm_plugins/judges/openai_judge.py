@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from rm_plugins.component import ModelSource
 from rm_plugins.judges.caching_judge import CachingJudge
 from rm_plugins.judges.chat_completions import ChatCompletions, Structured, check_sampling
 from rm_plugins.judges.judge import Question, Reply
-from rm_plugins.provider import ModelSource
 from rm_plugins.redaction import forget_secrets, keep_secret
 from rm_plugins.remote import Fleet, Outcome, ScoringCall, SendableQuestions, checked_settings, checked_urls
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from rm_plugins.component import ModelSource
 from rm_plugins.errors import ModelError, SpecError, did_you_mean
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import Manifest, ScoreStatistics
-from rm_plugins.provider import ModelSource
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.rendering.rendering import Convention, Read, Truncation
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+from rm_plugins.component import LocalPath
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.protocols.discovery import only_model
 from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts
 from rm_plugins.protocols.request_ids import check_request_id
-from rm_plugins.provider import LocalPath
 from rm_plugins.rendering.written_out import written_out
 from rm_plugins.replies import Grade, LabelScale, answer_scale, only_choice, withheld
 from rm_plugins.samples import RenderedSample

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, ClassVar, Literal, TypeAlias
 
+from rm_plugins.component import Component
 from rm_plugins.errors import AnswerError, DataError
-from rm_plugins.provider import Component
 from rm_plugins.samples import RenderedSample, Sample
 
 MOST_TOLD = 2000

@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from rm_plugins.component import ModelSource
 from rm_plugins.errors import DataError, ScoringError, SpecError
 from rm_plugins.models.identity import WHERE_A_MODEL_IS, model_facts
 from rm_plugins.protocols import Auto, Protocol
-from rm_plugins.provider import ModelSource, Provider
+from rm_plugins.provider import Provider
 from rm_plugins.redaction import forget_secrets, keep_secret, redacted
 from rm_plugins.remote import Fleet, Outcome, ScoringCall, SendableSamples, checked_settings, checked_urls
 from rm_plugins.rendering.render import Renderer

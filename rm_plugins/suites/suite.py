@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from rm_plugins.component import Component
 from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.row_files import read_rows
 from rm_plugins.errors import DataError, RmPluginsError
-from rm_plugins.provider import Component
 from rm_plugins.result_table import ResultTable, ShownAsTable
 from rm_plugins.scores import FloatArray
 

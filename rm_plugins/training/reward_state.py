@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rm_plugins.component import Transform
 from rm_plugins.errors import DataError
-from rm_plugins.provider import Provider, Transform, transforms_of
+from rm_plugins.provider import Provider, transforms_of
 
 
 def reward_state(provider: Provider) -> dict[str, dict[str, Any]]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rm_plugins.component import Transform
 from rm_plugins.hooks import hookimpl
-from rm_plugins.provider import Transform
 from rm_plugins.transforms.centred import LogSigmoidCentred, Par
 from rm_plugins.transforms.chain import Chain
 from rm_plugins.transforms.fitted import FittedTransform

@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import FiniteFloat
 
+from rm_plugins.component import LocalPath
 from rm_plugins.errors import SpecError
-from rm_plugins.provider import LocalPath
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 from rm_plugins.transforms.fitted import FittedTransform

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from rm_plugins.component import Transform
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.provider import Provider, Transform
+from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 from rm_plugins.transforms.fitted import FittedTransform

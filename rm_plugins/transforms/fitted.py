@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from rm_plugins.component import Transform
 from rm_plugins.data.row_files import is_data_file, read_rows
 from rm_plugins.data.score_columns import columns_called
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.provider import Provider, Transform
+from rm_plugins.provider import Provider
 from rm_plugins.scores import FloatArray
 
 FEWEST_SCORES = 30

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 from pydantic import FiniteFloat
 
+from rm_plugins.component import Transform
 from rm_plugins.errors import SpecError
-from rm_plugins.provider import Transform
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 

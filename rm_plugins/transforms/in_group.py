@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from rm_plugins.component import Transform
 from rm_plugins.errors import SpecError
-from rm_plugins.provider import Transform
 
 
 class TransformInGroup(Transform):

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from rm_plugins.component import Transform
 from rm_plugins.processes import all_gathered
-from rm_plugins.provider import Provider, Transform, transforms_of
+from rm_plugins.provider import Provider, transforms_of
 from rm_plugins.scores import FloatArray
 
 _PURPOSE = "scores for running statistics"

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rm_plugins as rm
+from rm_plugins.component import LocalPath
 from rm_plugins.constructor_schema import announces, schema_of
 from rm_plugins.identity import fingerprint
-from rm_plugins.provider import LocalPath
 from rm_plugins.providers.combinators.cached import Cached
 from rm_plugins.providers.rules.json_schema import JsonSchema
 from rm_plugins.providers.rules.length_window import LengthWindow

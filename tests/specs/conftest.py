@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import rm_plugins as rm
+from rm_plugins.component import LocalPath, ModelSource
 from rm_plugins.errors import RmPluginsError
-from rm_plugins.provider import LocalPath, ModelSource
 
 SAMPLES = [rm.Sample("", "a"), rm.Sample("", "bb")]
 

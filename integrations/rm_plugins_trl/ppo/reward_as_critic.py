@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from rm_plugins.component import Transform
 from rm_plugins.errors import ModelError, UnsupportedError
 from rm_plugins.models.adapters import without_adapter
-from rm_plugins.provider import Provider, Transform
+from rm_plugins.provider import Provider
 from rm_plugins.providers.models.model_in_memory import ModelInMemory
 from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
 from rm_plugins.transforms import Chain, Clip, MinMax, Scale, ZScore

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from rm_plugins.component import Aggregate
 from rm_plugins.errors import RmPluginsError, ScoringError, SpecError
-from rm_plugins.provider import Aggregate, OnError, Provider
+from rm_plugins.provider import OnError, Provider
 from rm_plugins.providers.combinators.members import bound_aggregate, combined, warn_without_common_scale
 from rm_plugins.providers.combinators.parts import Combinator, failures_of, score_side_by_side, summed_work
 from rm_plugins.samples import Sample

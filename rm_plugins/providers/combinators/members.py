@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from rm_plugins.aggregates import Mean
+from rm_plugins.component import Aggregate, Transform
 from rm_plugins.errors import RmPluginsError, ScoringError, SpecError
 from rm_plugins.groups import groups_of
-from rm_plugins.provider import Aggregate, Transform
 from rm_plugins.providers.combinators.parts import summed_tokens
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores

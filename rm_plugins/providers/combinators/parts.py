@@ -9,8 +9,9 @@ from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
+from rm_plugins.component import Transform
 from rm_plugins.errors import DataError, RmPluginsError
-from rm_plugins.provider import OnError, Provider, Transform, transforms_of
+from rm_plugins.provider import OnError, Provider, transforms_of
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores, TokenCounts
 

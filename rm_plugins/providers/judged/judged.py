@@ -8,9 +8,10 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+from rm_plugins.component import LocalPath
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError
 from rm_plugins.judges import COSTS, Judge, Question, Reply, Template, cost_of
-from rm_plugins.provider import LocalPath, Provider
+from rm_plugins.provider import Provider
 from rm_plugins.replies import Grade, LabelScale, answer_scale
 from rm_plugins.samples import Message, Sample
 from rm_plugins.scores import Scores

@@ -12,9 +12,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
+from rm_plugins.component import LocalPath
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError, did_you_mean
 from rm_plugins.judges import COSTS, Judge, Question, Reply, Template, cost_of
-from rm_plugins.provider import LocalPath, Provider
+from rm_plugins.provider import Provider
 from rm_plugins.providers.judged.criteria import Criterion, read_criteria
 from rm_plugins.providers.judged.criterion_answers import (
     CriterionValue,

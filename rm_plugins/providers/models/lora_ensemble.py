@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from rm_plugins.component import Aggregate, ModelSource, Transform
 from rm_plugins.constructor_schema import takes_settings
 from rm_plugins.errors import SpecError
 from rm_plugins.models.settings import ModelSettings
 from rm_plugins.models.trained_reward import TrainedReward
-from rm_plugins.provider import Aggregate, ModelSource, Transform
 from rm_plugins.providers.models.model_provider import ModelMember, ModelProvider
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rm_plugins.component import Aggregate, ModelSource, Transform
 from rm_plugins.constructor_schema import takes_settings
 from rm_plugins.errors import SpecError
 from rm_plugins.models.settings import ModelSettings
-from rm_plugins.provider import Aggregate, ModelSource, Transform
 from rm_plugins.providers.models.model_provider import ModelMember, ModelProvider
 
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from rm_plugins.aggregates import Mean
+from rm_plugins.component import Aggregate, Transform
 from rm_plugins.errors import SpecError
 from rm_plugins.models.identity import WHERE_A_MODEL_IS, model_facts
 from rm_plugins.models.manifest import Manifest, ScoreStatistics
 from rm_plugins.models.trained_reward import ModelOutputs, TrainedReward
-from rm_plugins.provider import Aggregate, Provider, Transform
+from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.members import bound_aggregate, combined, warn_without_common_scale
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.samples import Sample

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
+from rm_plugins.component import LocalPath
 from rm_plugins.errors import MissingDependencyError, SpecError
-from rm_plugins.provider import LocalPath
 from rm_plugins.providers.rules.limited_process import LimitedProcess
 from rm_plugins.providers.rules.limited_rule import MOST_CHARACTERS, SECONDS, LimitedRule
 from rm_plugins.samples import Turns

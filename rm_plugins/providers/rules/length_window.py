@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from rm_plugins.component import ModelSource
 from rm_plugins.errors import SpecError
-from rm_plugins.provider import ModelSource, Provider
+from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample, Turns, completion_texts
 from rm_plugins.scores import Scores
 

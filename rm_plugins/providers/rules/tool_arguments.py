@@ -11,8 +11,9 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import FiniteFloat
 
+from rm_plugins.component import LocalPath
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError
-from rm_plugins.provider import LocalPath, Provider
+from rm_plugins.provider import Provider
 from rm_plugins.providers.rules.json_schema import schema_validator
 from rm_plugins.providers.rules.limited_process import LimitedProcess, LimitExceededError
 from rm_plugins.providers.rules.limited_rule import SECONDS, check_limits
