@@ -194,7 +194,9 @@ def _on_the_trainers_device(work: Callable[[], Result]) -> Result:
     """Run work with the trainer's accelerator as the current one, which a new thread would not have."""
     from accelerate.state import PartialState, is_initialized
 
-    if is_initialized() and (device := PartialState().device).index is not None:
+    if (
+        is_initialized() and (device := PartialState().device).type != "cpu" and device.index is not None
+    ):  # cpu:1 has an index too
         import torch
 
         torch.accelerator.set_device_index(device.index)

@@ -10,7 +10,7 @@ from rm_plugins.replies import after_reasoning
 
 _MARKED = re.compile(r"\[\[([^\[\]\n]+)\]\]")
 _LINE = re.compile(
-    r"^[\s>#*_-]*(?:my |the |final |overall )*(?:answer|order|ranking|verdict)[\s*_]*(?::|=|\bis\b:?)(.+)$", re.I | re.M
+    r"^[ \t>#*_-]*(?:my |the |final |overall )*(?:answer|order|ranking|verdict)[ \t*_]*(?::|=|\bis\b:?)(.+)$", re.I | re.M
 )
 _SHOWN = 160
 

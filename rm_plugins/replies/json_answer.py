@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rm_plugins.replies.reasoning import after_reasoning
 
-_FENCED = re.compile(r"^ {0,3}```(?:json)?[ \t]*\r?\n(.*?)^ {0,3}```[ \t]*\r?$", re.IGNORECASE | re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r" {0,3}```[ \t]*([\w+-]*)[ \t]*\r?")
+"""The first or last line of a code block, with the language if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def json_in(text: str) -> JsonAnswer:
     answer = after_reasoning(text)
     if answer is None:
         return JsonAnswer(error="the reasoning does not end, so there is no answer after it")
-    blocks = _FENCED.findall(answer)
+    blocks = list(_fenced(answer))
     candidates = blocks or [answer[max(answer.find("{"), 0) : answer.rfind("}") + 1] or answer]
     objects: list[Mapping[str, Any]] = []
     for candidate in candidates:
@@ -60,6 +61,22 @@ def json_in(text: str) -> JsonAnswer:
     if not objects:
         return JsonAnswer(error=f"the answer has no JSON object: {answer[-160:]!r}")
     return JsonAnswer(objects[0])
+
+
+def _fenced(text: str) -> Iterator[str]:
+    """The contents of the code blocks of JSON, or of no language."""
+    block: list[str] | None = None
+    language = ""
+    for line in text.split("\n"):
+        fence = _FENCE.fullmatch(line)
+        if block is None and fence:
+            block, language = [], fence[1]
+        elif fence and not fence[1]:
+            if language.lower() in ("", "json"):
+                yield "\n".join(block or ())
+            block = None
+        elif block is not None:
+            block.append(line)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -29,7 +29,6 @@ POINTWISE = "one answer at a time"
 SCHEDULES: Mapping[str, Mapping[str, Any]] = {
     "`swiss`": {"schedule": "swiss"},
     "`all-pairs`": {},
-    "`all-pairs`, one order": {"both_orders": False},
 }
 REWARDS = (POINTWISE, *SCHEDULES)
 

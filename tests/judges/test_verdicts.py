@@ -109,6 +109,7 @@ def test_two_verdicts_are_one_only_if_they_are_equal(first: str, second: str, be
     [
         ('{"1": "yes"}', {"1": "yes"}),
         ('Here:\n```json\n{"1": "no"}\n```\nDone.', {"1": "no"}),
+        ('Checked:\n```python\nx = {}\n```\nSo:\n```JSON\n{"1": "no"}\n```', {"1": "no"}),
         ('<think>{"1": "no"}</think> {"1": "yes"}', {"1": "yes"}),
         ('My verdicts are {"1": {"verdict": "yes"}}.', {"1": {"verdict": "yes"}}),
     ],
