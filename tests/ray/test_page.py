@@ -71,7 +71,7 @@ def running(command: str, folder: Path, address: str) -> Iterator[None]:
             raise
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(30)
+            process.wait(120)
 
 
 def until_it_answers(url: str, seconds: float = 90) -> None:
@@ -97,15 +97,17 @@ def test_the_commands_for_serving_work(cluster: Any, folder: Path) -> None:
     config["http_options"]["port"] = ports["config.yaml"]
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     expected = rm.load(folder / "Qwen2.5-Reward").score(SAMPLES).values
-    for command in commands():
-        port = ports[command.split()[-1]]
-        with running(command, folder, cluster.address):
-            until_it_answers(f"http://127.0.0.1:{port}")
-            found: dict[str, Any] = {}
-            (code,) = blocks(SERVING, "python")
-            exec(compile(code.replace("127.0.0.1:8000", f"127.0.0.1:{port}"), "docs/ray.md", "exec"), found)
-            np.testing.assert_allclose(found["scores"].values, expected, atol=1e-4)
-    serve.shutdown()
+    try:
+        for command in commands():
+            port = ports[command.split()[-1]]
+            with running(command, folder, cluster.address):
+                until_it_answers(f"http://127.0.0.1:{port}")
+                found: dict[str, Any] = {}
+                (code,) = blocks(SERVING, "python")
+                exec(compile(code.replace("127.0.0.1:8000", f"127.0.0.1:{port}"), "docs/ray.md", "exec"), found)
+                np.testing.assert_allclose(found["scores"].values, expected, atol=1e-4)
+    finally:
+        serve.shutdown()  # other tests start it with options of their own
 
 
 def test_the_code_for_actors_works(cluster: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

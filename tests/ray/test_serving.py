@@ -33,6 +33,7 @@ def deploy(cluster: Any) -> Iterator[Deploy]:
     from rm_plugins_ray import app
 
     port = free_port()
+    serve.shutdown()  # options count only for what is started
     serve.start(http_options={"port": port})
 
     def deployed(spec: Any, **arguments: Any) -> httpx2.Client:
