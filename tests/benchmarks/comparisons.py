@@ -167,11 +167,11 @@ def grpo_section(path: Path, seeds: int, pairs: int, steps: int) -> str:
         )
     right = {name: _spread([one[name] for one in judged if one]) for name in (POINTWISE, "comparison")}
     return (
-        f"Made by the same command. In the world of `rm-plugins demo`, whose true reward is known, two small models learn from the same "
-        f"{pairs:,} labels, of which a quarter is turned around: one scores a single answer, and one compares two (`text-pair`, "
+        "Made by the same command, in the world of `rm-plugins demo`, whose true reward is known. Two small models learn from the same "
+        f"{pairs:,} labels; a quarter of them is turned around. One scores a single answer, and one compares two (`text-pair`, "
         "`contradictions: average`). On held-out pairs, the first prefers the truly better answer in "
-        f"{right[POINTWISE]} of the cases, and the second, asked in both orders, in {right['comparison']}. "
-        f"GRPO then trains the same policy with each for {steps} steps of 64 completions, 8 for each prompt. *Gold* is the mean true "
+        f"{right[POINTWISE]} of the cases. The second, asked in both orders, does so in {right['comparison']}.\n\n"
+        f"GRPO then trains the same policy with each, for {steps} steps of 64 completions, 8 for each prompt. *Gold* is the mean true "
         f"reward of the completions, from 0 to 1, in the first step and in the last {LAST}. "
         f"Figures are means over {seeds} seeds with the standard error.\n\n"
         + table(("reward", "gold at the start", "gold at the end", "difference", "KL"), shown)
