@@ -223,8 +223,13 @@ def _known(group: ProcessGroup | None) -> Any:
 
 def is_first_process() -> bool:
     """Whether this is process 0, or the only one."""
+    return process_rank() == 0
+
+
+def process_rank() -> int:
+    """The number of this process in the training, from 0; 0 if ``torch.distributed`` is not initialized."""
     distributed = _initialized()
-    return distributed is None or distributed.get_rank() == 0
+    return 0 if distributed is None else int(distributed.get_rank())
 
 
 def process_count() -> int:

@@ -18,21 +18,19 @@ from rm_plugins.cli.silence import silenced_libraries
 from rm_plugins.errors import DuplicateNameError, RmPluginsError, nearest_name
 
 _BUILT_IN = (
-    *(
-        "calibrate",
-        "data",
-        "diff",
-        "evaluate",
-        "judge-data",
-        "list",
-        "merge",
-        "rank",
-        "report",
-        "score",
-        "serve",
-        "show",
-        "verify",
-    ),
+    "calibrate",
+    "data",
+    "diff",
+    "evaluate",
+    "judge-data",
+    "list",
+    "merge",
+    "rank",
+    "report",
+    "score",
+    "serve",
+    "show",
+    "verify",
 )
 
 

@@ -17,7 +17,6 @@ one group there, too.
 from __future__ import annotations
 
 import pickle
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -28,7 +27,7 @@ import numpy as np
 from rm_plugins.errors import ProcessError, RmPluginsError, ScoringError, UnsupportedError, plain_error
 from rm_plugins.groups import group_keys
 from rm_plugins.handed_over import HandedOver, handed_now, handed_over
-from rm_plugins.processes import all_gathered
+from rm_plugins.processes import all_gathered, process_count, process_rank
 from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import groupings
 from rm_plugins.providers.function import FunctionProvider
@@ -70,10 +69,10 @@ def scored_in_whole_groups(
         ProcessError: Scoring failed in another process, or the processes are out of step.
         RmPluginsError: What `score` raised in this process.
     """
-    rank, processes = _place_among_processes()
-    by = groupings(provider) if processes > 1 else ()
+    by = groupings(provider) if process_count() > 1 else ()
     if not by:
         return score(samples)
+    rank = process_rank()
     handed = handed_now()
     every = all_gathered(_Share.of(provider, samples, by, handed), _KEYS)
     _raise_told(provider, [share.told for share in every])
@@ -304,12 +303,3 @@ def _bound(provider: Provider, handed: HandedOver) -> str:
 def _of_any_row(handed: HandedOver) -> HandedOver:
     """What a trainer passes that does not belong to the rows of one process."""
     return HandedOver((), {name: value for name, value in handed.whole.items() if name not in handed.of_rows}, {})
-
-
-def _place_among_processes() -> tuple[int, int]:
-    """The rank of this process, and the number of processes."""
-    torch = sys.modules.get("torch")  # if torch was never imported, nothing is initialized
-    distributed = getattr(torch, "distributed", None)
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()

@@ -72,7 +72,8 @@ class Threads:
         with (
             patch("rm_plugins.training.whole_groups.all_gathered", self.gathered),
             patch("rm_plugins.transforms.running.all_gathered", self.gathered),
-            patch("rm_plugins.training.whole_groups._place_among_processes", lambda: (self.rank.get(), self.count)),
+            patch("rm_plugins.training.whole_groups.process_rank", self.rank.get),
+            patch("rm_plugins.training.whole_groups.process_count", lambda: self.count),
         ):
             threads = [threading.Thread(target=process, args=(rank,)) for rank in range(self.count)]
             for thread in threads:
