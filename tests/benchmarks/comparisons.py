@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import product
@@ -145,36 +145,39 @@ def real_section(path: Path) -> str:
     )
 
 
-def grpo_section(path: Path, seeds: int, pairs: int, steps: int) -> str:
-    """The table of GRPO; empty without all of its results."""
+def grpo_section(path: Path, seeds: int, labels: Sequence[int], steps: int) -> str:
+    """The table of GRPO, for each number of labels; empty without all of its results."""
     results = {json.dumps(line["run"]): line["figures"] for line in read_results(path)}
-    runs = {(name, seed): json.dumps(["grpo", name, seed, pairs, steps]) for name in REWARDS for seed in range(seeds)}
-    judged = [results.get(json.dumps(["accuracy", seed, pairs])) for seed in range(seeds)]
-    if any(run not in results for run in runs.values()) or None in judged:
-        return ""
     shown = []
-    for name in REWARDS:
-        found = [results[runs[name, seed]] for seed in range(seeds)]
-        gains = [one["end"] - results[runs[POINTWISE, seed]]["end"] for seed, one in enumerate(found)]
-        shown.append(
-            (
-                name,
-                _spread([one["start"] for one in found]),
-                _spread([one["end"] for one in found]),
-                "" if name == POINTWISE else _spread(gains, sign="+"),
-                f"{np.mean([one['kl'] for one in found]):.2f}",
+    for pairs in labels:
+        judged = [results.get(json.dumps(["accuracy", seed, pairs])) for seed in range(seeds)]
+        runs = {
+            name: [results.get(json.dumps(["grpo", name, seed, pairs, steps])) for seed in range(seeds)] for name in REWARDS
+        }
+        if None in judged or any(None in found for found in runs.values()):
+            return ""
+        for name, found in runs.items():
+            gains = [one["end"] - other["end"] for one, other in zip(found, runs[POINTWISE], strict=True)]
+            shown.append(
+                (
+                    f"{pairs:,}" if name == POINTWISE else "",
+                    name,
+                    _spread([one[POINTWISE if name == POINTWISE else "comparison"] for one in judged]),
+                    _spread([one["start"] for one in found]),
+                    _spread([one["end"] for one in found]),
+                    "" if name == POINTWISE else _spread(gains, sign="+"),
+                    f"{np.mean([one['kl'] for one in found]):.2f}",
+                )
             )
-        )
-    right = {name: _spread([one[name] for one in judged if one]) for name in (POINTWISE, "comparison")}
     return (
         "Made by the same command, in the world of `rm-plugins demo`, whose true reward is known. Two small models learn from the same "
-        f"{pairs:,} labels; a quarter of them is turned around. One scores a single answer, and one compares two (`text-pair`, "
-        "`contradictions: average`). On held-out pairs, the first prefers the truly better answer in "
-        f"{right[POINTWISE]} of the cases. The second, asked in both orders, does so in {right['comparison']}.\n\n"
+        "labels; a quarter of them is turned around. One scores a single answer, and one compares two (`text-pair`, "
+        "`contradictions: average`, asked in both orders). *Right* is the share of held-out pairs whose truly better answer a reward "
+        "prefers.\n\n"
         f"GRPO then trains the same policy with each, for {steps} steps of 64 completions, 8 for each prompt. *Gold* is the mean true "
         f"reward of the completions, from 0 to 1, in the first step and in the last {LAST}. "
         f"Figures are means over {seeds} seeds with the standard error.\n\n"
-        + table(("reward", "gold at the start", "gold at the end", "difference", "KL"), shown)
+        + table(("labels", "reward", "right", "gold at the start", "gold at the end", "difference", "KL"), shown)
     )
 
 
@@ -205,7 +208,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file of the results")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="the folder of the data (default: ../shared/data)")
     parser.add_argument("--only", choices=("simulated", "real", "grpo"), help="measure one part; by default all")
-    parser.add_argument("--pairs", type=int, default=PAIRS, help="labels of the models that judge in GRPO")
+    parser.add_argument("--pairs", type=int, nargs="+", default=PAIRS, help="labels of the models that judge in GRPO")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of GRPO")
     parser.add_argument("--optimize", type=int, nargs=3, help=argparse.SUPPRESS)  # a process of this program
     parser.add_argument("--output", type=Path, default=PAGE, help="the page that is written")
@@ -222,7 +225,8 @@ def main() -> None:
     if arguments.only in (None, "real"):
         learn(arguments.results, arguments.folder)
     if arguments.only in (None, "grpo"):
-        optimize_all(arguments.results, arguments.seeds, arguments.pairs, arguments.steps)
+        for pairs in arguments.pairs:
+            optimize_all(arguments.results, arguments.seeds, pairs, arguments.steps)
     page = arguments.output.read_text(encoding="utf-8") if arguments.output.is_file() else "# Comparing answers\n"
     page = with_section(page, SIMULATED, simulated_section(arguments.results, arguments.seeds, arguments.count))
     page = with_section(page, REAL, real_section(arguments.results))

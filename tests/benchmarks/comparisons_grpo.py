@@ -20,7 +20,8 @@ from rm_plugins_trl.demo.world import gold, make_world
 from rm_plugins_trl.reward_function import reward_func
 from tests.benchmarks.overoptimization_runs import COMPLETION_TOKENS, FLIP_RATE, GOLD, KL_WEIGHT, make_models, quiet_stage
 
-PAIRS = 2_000
+PAIRS = (2_000, 8_000)
+"""Numbers of labels that the judging models learn from."""
 STEPS = 200
 LAST = 20
 """Steps at the end of a training whose completions are measured."""

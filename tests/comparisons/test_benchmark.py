@@ -72,17 +72,17 @@ def test_the_table_of_real_data(tmp_path: Path) -> None:
 
 def test_the_table_of_grpo(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
-    lines: list[dict[str, Any]] = [
-        {"run": ["accuracy", seed, 10], "figures": {POINTWISE: 0.75, "comparison": 0.8}} for seed in range(2)
-    ]
-    ends = {name: 0.5 + number / 10 for number, name in enumerate(REWARDS)}
-    for seed in range(2):
-        for name, end in ends.items():
-            figures = {"start": 0.4, "end": end + seed / 5, "kl": 1.0, "abstained": 0.0, "seconds": 9.0}
-            lines.append({"run": ["grpo", name, seed, 10, 3], "figures": figures})
+    lines: list[dict[str, Any]] = []
+    for pairs in (10, 2_000):
+        lines += [{"run": ["accuracy", seed, pairs], "figures": {POINTWISE: 0.75, "comparison": 0.8}} for seed in range(2)]
+        for number, name in enumerate(REWARDS):
+            for seed in range(2):
+                figures = {"start": 0.4, "end": 0.5 + number / 10 + seed / 5, "kl": 1.0, "abstained": 0.0, "seconds": 9.0}
+                lines.append({"run": ["grpo", name, seed, pairs, 3], "figures": figures})
     results.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]), encoding="utf-8")
-    assert comparisons.grpo_section(results, 2, 10, 3) == "", "there is no table with gaps"
+    assert comparisons.grpo_section(results, 2, [10, 2_000], 3) == "", "there is no table with gaps"
     results.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    shown = comparisons.grpo_section(results, 2, 10, 3)
-    assert f"| {POINTWISE} | 0.400 ± 0.000 | 0.600 ± 0.100 |  | 1.00 |" in shown
-    assert f"| {REWARDS[1]} | 0.400 ± 0.000 | 0.700 ± 0.100 | +0.100 ± 0.000 | 1.00 |" in shown
+    shown = comparisons.grpo_section(results, 2, [10, 2_000], 3)
+    assert f"| 10 | {POINTWISE} | 0.750 ± 0.000 | 0.400 ± 0.000 | 0.600 ± 0.100 |  | 1.00 |" in shown
+    assert f"| 2,000 | {POINTWISE} |" in shown
+    assert f"|  | {REWARDS[1]} | 0.800 ± 0.000 | 0.400 ± 0.000 | 0.700 ± 0.100 | +0.100 ± 0.000 | 1.00 |" in shown
