@@ -71,7 +71,7 @@ def run_warm_group(processes: int, *arguments: str | Path, cwd: Path | None = No
         cwd: Likewise.
         environment: Likewise.
     """
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is public, and not listed
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {

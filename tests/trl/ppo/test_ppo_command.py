@@ -197,20 +197,27 @@ def test_all_options_ours_first() -> None:
 def test_a_training_prints_what_its_user_can_use(tiny_policy: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"Name {number} colours."} for number in range(8)])
     (tmp_path / "lengths.py").write_text("def reward(samples):\n    return [len(s.completion) for s in samples]\n", "utf-8")
-    command = [sys.executable, "-m", "rm_plugins", "ppo", "--model_name_or_path", tiny_policy, "--dataset_name", data]
     settings = {"reward": "lengths:reward", "total_episodes": 16, "num_ppo_epochs": 2, "response_length": 6, "logging_steps": 1}
-    options = {**settings, "eval_dataset_name": data, "output_dir": tmp_path / "out", "save_steps": 2, "use_cpu": "true"}
-    written = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    told = subprocess.run([*map(str, command), *written], cwd=tmp_path, capture_output=True, text=True, check=False)
+    options = {
+        "model_name_or_path": tiny_policy,
+        "dataset_name": data,
+        **settings,
+        "eval_dataset_name": data,
+        "output_dir": tmp_path / "out",
+        "save_steps": 2,
+        "use_cpu": "true",
+    }
+    command = ["rm_plugins", "ppo", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+    told = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
     lines = (told.stdout + told.stderr).splitlines()
     assert [line for line in lines if not any(re.fullmatch(form, line) for form in ALLOWED)] == []
     assert max(map(len, told.stdout.splitlines())) < 80
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert (tmp_path / "out" / "critic").is_dir()
-    again = run_warm(*command[2:], *written, "--resume_from_checkpoint", "true", cwd=tmp_path)
+    again = run_warm(*command, "--resume_from_checkpoint", "true", cwd=tmp_path)
     assert "is already finished: it did all of its 4 steps" in again
-    assert "holds a finished model" in run_warm(*command[2:], *written, cwd=tmp_path, status=1)
+    assert "holds a finished model" in run_warm(*command, cwd=tmp_path, status=1)
 
 
 @newest_trl
