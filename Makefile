@@ -22,6 +22,7 @@ DEEPSPEED_WORLD := $(VENV)/worlds/deepspeed-$(DEEPSPEED)
 ENGINES_WORLD := $(VENV)/worlds/engines
 RAY_WORLD := $(VENV)/worlds/ray-$(RAY)
 OLDEST := $(VENV)/worlds/oldest
+WORLDS := $(VENV)/models.stamp $(addsuffix .stamp,$(OLDER_WORLD) $(RAY_WORLD) $(ENGINES_WORLD) $(QUANTIZED_WORLD) $(DEEPSPEED_WORLD))
 # Two processes share the tests, and one that has none left takes some of the other's.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -29,8 +30,11 @@ SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# Two installations into one environment would meet. `prepared` installs into several, and lints beside that.
+ifndef TOGETHER
 .NOTPARALLEL:
-.PHONY: help demo test test-oldest test-trl-own test-peers lint kills kills-ray docs docs-links docs-notebooks docs-site bench bench-comparisons bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-ray bench-serving bench-sharded bench-training bench-replicas clean gpu-wheels bench-plan
+endif
+.PHONY: help demo test prepared test-oldest test-trl-own test-peers lint kills kills-ray docs docs-links docs-notebooks docs-site bench bench-comparisons bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-ray bench-serving bench-sharded bench-training bench-replicas clean gpu-wheels bench-plan
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -38,16 +42,23 @@ help:  ## List the targets.
 demo: $(VENV)/demo.stamp  ## Train a small reward model from nothing, use it everywhere, and write a report to demo-output/.
 	$(BIN)/rm-plugins demo --output-dir demo-output --overwrite
 
-test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp $(QUANTIZED_WORLD).stamp $(DEEPSPEED_WORLD).stamp $(ENGINES_WORLD).stamp $(RAY_WORLD).stamp  ## Lint, run every test, then some again: with torchao, with Ray, and the trainers with an older TRL.
+# Ray's tests run in one process and have to be in time: what runs on the other core has a lower priority.
+test: prepared  ## Lint, run every test, then some again: with torchao, with Ray, and the trainers with an older TRL.
 	@echo "== Every test, with the TRL of constraints.txt =="
 	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && export RM_PLUGINS_TEST_MODELS="$$models" && \
 	  $(PYTEST) && \
-	  echo "== The tests of quantized rewards again, with torchao $(TORCHAO) ==" && \
-	  PYTHONPATH=$(CURDIR)/$(QUANTIZED_WORLD) $(PYTEST) tests/quantized && \
-	  echo "== The tests of rm_plugins_ray, with Ray $(RAY) ==" && \
-	  PYTHONPATH=$(CURDIR)/$(RAY_WORLD) $(BIN)/python -m pytest tests/ray && \
 	  echo "== The trainers' tests again, with TRL $(OLDER_TRL) ==" && \
-	  PYTHONPATH=$(CURDIR)/$(OLDER_WORLD) $(PYTEST) tests/trl
+	  PYTHONPATH=$(CURDIR)/$(OLDER_WORLD) $(PYTEST) tests/trl && \
+	  echo "== The tests of rm_plugins_ray, with Ray $(RAY) ==" && \
+	  { PYTHONPATH=$(CURDIR)/$(QUANTIZED_WORLD) nice -n 19 $(BIN)/python -m pytest tests/quantized >"$$models/quantized.log" 2>&1 & } && \
+	  quantized=$$! && passed=0 && \
+	  { PYTHONPATH=$(CURDIR)/$(RAY_WORLD) $(BIN)/python -m pytest tests/ray || passed=$$?; } && \
+	  { wait $$quantized || passed=$$?; } && \
+	  echo "== Beside them, the tests of quantized rewards again, with torchao $(TORCHAO) ==" && cat "$$models/quantized.log" && exit $$passed
+
+# One core installs what the other waits for; each target prints what it has to say when it has ended.
+prepared:
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target TOGETHER=yes lint $(WORLDS)
 
 test-oldest: $(OLDEST).stamp  ## Run every test with the oldest versions that the package accepts, those of constraints-oldest.txt.
 	models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && export RM_PLUGINS_TEST_MODELS="$$models" && \

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.sharded.late_cases import CASES, LATE, POLLED, PROCESSES
+from tests.warm_process import run_warm
 
 OTHERS = [rank for rank in range(PROCESSES) if rank != LATE]
 TOO_LATE = (
@@ -28,10 +26,7 @@ OUT_OF_STEP = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What happened in each case, which all ran at once."""
     folder = tmp_path_factory.mktemp("late")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run(
-        [sys.executable, "-m", "tests.sharded.late_cases", str(folder)], env=environment, check=True, capture_output=True
-    )
+    run_warm("tests.sharded.late_cases", folder)
     return folder
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,17 +9,12 @@ import pytest
 from tests.made_once import made_once
 from tests.sharded.launcher import outcomes
 from tests.sharded.memory_cases import ENDED, SURVIVED
+from tests.warm_process import run_warm
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    def make(folder: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        subprocess.run(
-            [sys.executable, "-m", "tests.sharded.memory_cases", folder], env=environment, check=True, capture_output=True
-        )
-
-    return made_once(tmp_path_factory, "memory", make)
+    return made_once(tmp_path_factory, "memory", lambda folder: run_warm("tests.sharded.memory_cases", folder))
 
 
 @pytest.mark.parametrize("case", SURVIVED)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from tests.made_once import made_once
 from tests.sharded.cases import GROUPS
 from tests.sharded.launcher import outcomes
+from tests.warm_process import run_warm
 
 Outcomes = dict[int, dict[str, dict[int, str]]]
 
@@ -20,11 +16,7 @@ Outcomes = dict[int, dict[str, dict[int, str]]]
 def found(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     """What happened to each case in each process, by the number of processes."""
 
-    def make(folder: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        subprocess.run([sys.executable, "-m", "tests.sharded.cases", folder], env=environment, check=True, capture_output=True)
-
-    folder = made_once(tmp_path_factory, "sharded", make)
+    folder = made_once(tmp_path_factory, "sharded", lambda folder: run_warm("tests.sharded.cases", folder))
     return {processes: outcomes(folder, processes) for processes in GROUPS}
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from tests.sharded.launcher import outcomes
 from tests.sharded.training import rows
 from tests.sharded.training_cases import GROUPS, STEPS, VARIANTS
 from tests.trl.conftest import TRL_WARNINGS, made_policy, newest_trl
+from tests.warm_process import run_warm
 
 pytestmark = [newest_trl, *TRL_WARNINGS]
 
@@ -31,9 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
         made_policy(folder / "policy")
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        program = (sys.executable, "-m", "tests.sharded.training_cases", folder / "policy", folder)
-        subprocess.run(program, env=environment, check=True, capture_output=True)
+        run_warm("tests.sharded.training_cases", folder / "policy", folder)
 
     return made_once(tmp_path_factory, "trainings", make)
 

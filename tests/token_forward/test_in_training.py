@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +27,7 @@ from tests.token_forward.conftest import (
     with_gradients,
 )
 from tests.token_forward.two_processes import halves, train
-from tests.trl.conftest import run_program
+from tests.warm_process import run_warm_group
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
@@ -153,15 +151,7 @@ def test_trls_fused_head_stays(tied: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["log_probs", "token_values"])
 def test_two_processes_have_the_gradients_of_one(kind: str, tmp_path: Path) -> None:
-    launcher = (
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "--module",
-        "tests.token_forward.two_processes",
-    )
-    run_program(*launcher, kind, tmp_path, PYTHONPATH=os.pathsep.join(sys.path))
+    run_warm_group(2, "tests.token_forward.two_processes", kind, tmp_path)
     expected = [train(kind, half) for half in halves()]
     for process in (0, 1):
         for found in torch.load(tmp_path / f"{process}.pt"):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
 from trl import __version__ as trl_version
 
 from tests.conftest import make_tokenizer
+from tests.warm_process import run_warm
 
 HELD_OUT = 800
 TRAINED_ON = 1_500
@@ -46,16 +45,6 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write rows as JSON Lines; returns the path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
-
-
-def run_program(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> str:
-    """Run a module or program of this environment; returns what it printed, and fails with it."""
-    command = [sys.executable, "-m", *map(str, arguments)]
-    found = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=3_000
-    )
-    assert found.returncode == 0, f"{' '.join(command)}\n{found.stdout}\n{found.stderr}"
-    return found.stdout + found.stderr
 
 
 def tiny_config(tokenizer: Any, **changes: Any) -> Qwen2Config:
@@ -110,7 +99,7 @@ def polarity_model(polarity_pairs: list[dict[str, Any]], minilm_path: Path, tmp_
             train = write_jsonl(folder / "train.jsonl", polarity_pairs[:TRAINED_ON])
             held_out = write_jsonl(folder / "held-out.jsonl", polarity_pairs[-HELD_OUT:])
             unfinished = folder / "unfinished"
-            run_program(
+            run_warm(
                 *("rm_plugins", "train", "--model_name_or_path", minilm_path, "--dataset_name", train),
                 *("--eval_dataset_name", held_out, "--output_dir", unfinished, "--num_train_epochs", "1"),
                 *("--learning_rate", "1e-4", "--warmup_steps", "0.1", "--per_device_train_batch_size", "8"),

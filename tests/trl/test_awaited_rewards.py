@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import pickle
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,10 +29,9 @@ from tests.servers import serving
 from tests.trl import awaited_scorers
 from tests.trl.conftest import TRL_WARNINGS, newest_trl
 from tests.trl.test_reward_function import ROWS, settings
+from tests.warm_process import run_warm_group
 
 pytestmark = TRL_WARNINGS
-
-ROOT = Path(__file__).parents[2]
 
 
 def lengths(samples: Sequence[rm.Sample]) -> list[float]:
@@ -293,20 +289,7 @@ class TestTurns:
 def test_two_processes_agree_whichever_reward_is_first_in_each(tmp_path: Path) -> None:
     """Rewards end in other orders in the two processes; all that they exchange stays in one order, and the free ones overlap."""
     alone = awaited_scorers.scored(0, 1)
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.trl.awaited_scorers", str(tmp_path)],
-            cwd=ROOT,
-            env={**os.environ, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in started:
-        output, _ = process.communicate(timeout=180)
-        assert process.returncode == 0, output
+    run_warm_group(2, "tests.trl.awaited_scorers", tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert {**first["rewards"], **second["rewards"]} == json.loads(json.dumps(alone["rewards"]))
     assert first["state"] == second["state"] == alone["state"]

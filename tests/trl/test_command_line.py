@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import rm_plugins as rm
 from rm_plugins.cli import main
 from rm_plugins.models.manifest import Manifest
-from tests.trl.conftest import newest_trl, run_program, write_jsonl
+from tests.trl.conftest import newest_trl, write_jsonl
 from tests.warm_process import run_warm
 
 ROW = {"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " two"}
@@ -23,7 +23,7 @@ QUIET = ("--report_to", "none", "--disable_tqdm", "true", "--gradient_checkpoint
 
 def test_flags(tiny_decoder: Any, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "pairs.jsonl", [ROW] * 8)
-    printed = run_program(
+    printed = run_warm(
         *("rm_plugins", "train", "--model_name_or_path", tiny_decoder(), "--dataset_name", data, "--eval_dataset_name", data),
         *("--output_dir", tmp_path / "rm", "--max_steps", "12", "--learning_rate", "1e-3", *QUIET),
         *("--regularizers", '{"centering": 0.01}', "--loss", "bradley-terry"),
@@ -82,7 +82,7 @@ def test_trl_grpo_with_a_named_reward(tiny_policy: Path, tiny_decoder: Any, tmp_
 
 def test_two_processes_train_a_reward_and_a_policy(tiny_policy: Path, tiny_decoder: Any, tmp_path: Path) -> None:
     script = Path(__file__).with_name("two_processes.py")
-    run_program(
+    run_warm(
         # By itself, accelerate's launcher starts one process on a CPU however many it is asked for.
         *("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--no_python"),
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,9 @@ import pytest
 
 from rm_plugins_trl import reward_func
 from tests.made_once import made_once
-from tests.trl.conftest import TRL_WARNINGS, made_policy, run_program
+from tests.trl.conftest import TRL_WARNINGS, made_policy
 from tests.trl.grouped_processes import spec
+from tests.warm_process import run_warm_group
 
 pytestmark = TRL_WARNINGS
 
@@ -24,12 +23,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
     def train(folder: Path) -> None:
         policy = made_policy(folder / "policy")
-        run_program(
-            *("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--module", "tests.trl.grouped_processes"),
-            *(policy, folder),
-            PYTHONPATH=os.pathsep.join(sys.path),
-            ACCELERATE_USE_CPU="true",
-        )
+        run_warm_group(2, "tests.trl.grouped_processes", policy, folder, ACCELERATE_USE_CPU="true")
 
     folder = made_once(tmp_path_factory, "grouped-training", train)
     return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]

@@ -23,7 +23,8 @@ from rm_plugins.models.manifest import Manifest
 from rm_plugins_trl import accelerate_checks, launching
 from rm_plugins_trl.accelerate_settings import FOLDER, NAMES
 from rm_plugins_trl.launching import Launch, asked_of
-from tests.trl.conftest import newest_trl, run_program, write_jsonl
+from tests.trl.conftest import newest_trl, write_jsonl
+from tests.warm_process import run_warm
 
 ROW = {"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " two"}
 QUIET = ("--report_to", "none", "--disable_tqdm", "true", "--gradient_checkpointing", "false", "--bf16", "false")
@@ -240,7 +241,7 @@ class TestCommand:
         data = write_jsonl(tmp_path / "pairs.jsonl", [ROW] * 16)
         settings = {"num_processes": 2, "accelerate": "ddp", "use_cpu": True, "output_dir": str(tmp_path / "rm")}
         (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-        run_program(
+        run_warm(
             *("rm_plugins", "train", "--config", tmp_path / "train.yaml", "--model_name_or_path", tiny_decoder()),
             *("--dataset_name", data, "--max_steps", "1", "--per_device_train_batch_size", "4", *QUIET),
         )

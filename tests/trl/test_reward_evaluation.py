@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,8 @@ from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.evaluation.run import evaluate
 from rm_plugins.suites import Suite, SuiteItem, SuiteResult, SuiteSection
 from rm_plugins_trl import RewardConfig, RewardEvaluation, RewardTrainer
-from tests.trl.conftest import TRL_WARNINGS, newest_trl, run_program, write_jsonl
+from tests.trl.conftest import TRL_WARNINGS, newest_trl, write_jsonl
+from tests.warm_process import run_warm_group
 
 pytestmark = TRL_WARNINGS
 
@@ -342,12 +341,8 @@ class TestModelCard:
 @newest_trl
 def test_two_processes_score_a_share_each_and_fail_together(tiny_decoder: Any, tmp_path: Path) -> None:
     rows = write_jsonl(tmp_path / "rows.jsonl", ROWS)
-    printed = run_program(
-        *("torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *(Path(__file__).with_name("evaluating_processes.py"), tiny_decoder(), rows, tmp_path / "rm"),
-        ACCELERATE_USE_CPU="true",
-        PYTHONPATH=os.pathsep.join(sys.path),
-    )
+    program = ("tests.trl.evaluating_processes", tiny_decoder(), rows, tmp_path / "rm")
+    printed = run_warm_group(2, *program, ACCELERATE_USE_CPU="true")
     first, second = (json.loads((tmp_path / "rm" / f"process-{process}.json").read_text()) for process in (0, 1))
     assert first["scored"] == second["scored"] == [len(ROWS)]  # half of the samples, of which a row has two
     assert first["best"] == second["best"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trl.conftest import TRL_WARNINGS, newest_trl, run_program
+from tests.trl.conftest import TRL_WARNINGS, newest_trl
 from tests.trl.train_once import train_once
+from tests.warm_process import run_warm, run_warm_group
 
 pytestmark = [newest_trl, *TRL_WARNINGS]  # nothing here depends on TRL's version, and processes take their time
 
@@ -52,10 +51,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def killed(path: Path) -> None:
-    found = subprocess.run(
-        [sys.executable, "-m", "tests.trl.train_once", str(path)], capture_output=True, text=True, check=False, timeout=600
-    )
-    assert found.returncode == -signal.SIGKILL, found.stdout + found.stderr
+    run_warm("tests.trl.train_once", path, status=-signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +99,7 @@ def test_two_processes_have_the_losses_of_one(
     one = job(tmp_path / "one", "job", model, rows, **shared, per_device_train_batch_size=4)
     two = job(tmp_path / "two", "job", model, rows, **shared, per_device_train_batch_size=2)
     train_once(one)
-    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--module", "tests.trl.train_once")
-    run_program(*launcher, two, ACCELERATE_USE_CPU="true")
+    run_warm_group(2, "tests.trl.train_once", two, ACCELERATE_USE_CPU="true")
     expected, found = (json.loads((tmp_path / name / "out" / "losses.json").read_text()) for name in ("one", "two"))
     assert [entry["loss"] for entry in found] == pytest.approx([entry["loss"] for entry in expected], rel=1e-4)
     assert len(found) == 4

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +22,7 @@ from rm_plugins.training_progress import current_progress
 from rm_plugins_trl import RewardFunction, reward_func
 from tests.trl import two_scorers
 from tests.trl.conftest import TRL_WARNINGS
-
-ROOT = Path(__file__).parents[2]
+from tests.warm_process import run_warm_group
 
 pytestmark = TRL_WARNINGS
 
@@ -44,21 +40,7 @@ def learning(**more: Any) -> RewardFunction:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes found, each with its own rows of every batch."""
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-m", "tests.trl.two_scorers", str(folder)]
-    started = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in started:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+    run_warm_group(2, "tests.trl.two_scorers", folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -93,12 +93,13 @@ class Run:
         return time.perf_counter()
 
     def timed(self, call: Callable[[], Value], share: float = 0.5, rounds: int = 3) -> tuple[Value, Timing]:
-        """Call something, and again while it takes no more than a share of the time that is left.
+        """Call something, and again while it takes no more than a share of the time that is left; once again in a miniature.
 
         Returns:
             What the last call gave, and the time of those after the first.
         """
         budget = share * self.left()
+        rounds = 1 if self.is_miniature else rounds
         on_gpu = self.device.type == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)

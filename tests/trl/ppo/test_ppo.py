@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import spec_from_loader
@@ -32,6 +30,7 @@ from tests.trl.ppo.conftest import (
     policy_in,
     text_of,
 )
+from tests.warm_process import run_warm_group
 
 pytestmark = TRL_WARNINGS
 
@@ -279,12 +278,7 @@ def test_two_processes_score_their_own_rows_and_log_the_same(
     policy_in(folder).save_pretrained(folder / "policy")
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder / "policy")
     script.write_text(TWO_PROCESSES, encoding="utf-8")
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    # `accelerate launch --cpu --num_processes 2` starts one process, unless there is MPI.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [str(script), str(folder / "policy"), str(tmp_path / "out")]
-    found = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert found.returncode == 0, found.stderr
+    run_warm_group(2, script, folder / "policy", tmp_path / "out", ACCELERATE_USE_CPU="true")
     records = [json.loads((tmp_path / f"out-{process}.json").read_text()) for process in (0, 1)]
 
     for record in records:

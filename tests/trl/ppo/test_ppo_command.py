@@ -17,7 +17,8 @@ from rm_plugins.cli import main
 from rm_plugins_trl.ppo.command import PROGRAM
 from rm_plugins_trl.ppo.command_options import GROUPS
 from rm_plugins_trl.ppo.presets import PRESETS, preset
-from tests.trl.conftest import TRL_WARNINGS, last_trl_with_ppo, newest_trl, run_program, write_jsonl
+from tests.trl.conftest import TRL_WARNINGS, last_trl_with_ppo, newest_trl, write_jsonl
+from tests.warm_process import run_warm
 
 pytestmark = TRL_WARNINGS
 
@@ -196,34 +197,34 @@ def test_all_options_ours_first() -> None:
 def test_a_training_prints_what_its_user_can_use(tiny_policy: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"Name {number} colours."} for number in range(8)])
     (tmp_path / "lengths.py").write_text("def reward(samples):\n    return [len(s.completion) for s in samples]\n", "utf-8")
-    command = [sys.executable, "-m", "rm_plugins", "ppo", "--model_name_or_path", tiny_policy, "--dataset_name", data]
     settings = {"reward": "lengths:reward", "total_episodes": 16, "num_ppo_epochs": 2, "response_length": 6, "logging_steps": 1}
-    options = {**settings, "eval_dataset_name": data, "output_dir": tmp_path / "out", "save_steps": 2, "use_cpu": "true"}
-    written = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    told = subprocess.run([*map(str, command), *written], cwd=tmp_path, capture_output=True, text=True, check=False)
+    options = {
+        "model_name_or_path": tiny_policy,
+        "dataset_name": data,
+        **settings,
+        "eval_dataset_name": data,
+        "output_dir": tmp_path / "out",
+        "save_steps": 2,
+        "use_cpu": "true",
+    }
+    command = ["rm_plugins", "ppo", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+    told = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
     lines = (told.stdout + told.stderr).splitlines()
     assert [line for line in lines if not any(re.fullmatch(form, line) for form in ALLOWED)] == []
     assert max(map(len, told.stdout.splitlines())) < 80
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert (tmp_path / "out" / "critic").is_dir()
-    again = subprocess.run(
-        [*map(str, command), *written, "--resume_from_checkpoint", "true"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "is already finished: it did all of its 4 steps" in again.stderr
-    refused = subprocess.run([*map(str, command), *written], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (refused.returncode, "holds a finished model" in refused.stderr) == (1, True)
+    again = run_warm(*command, "--resume_from_checkpoint", "true", cwd=tmp_path)
+    assert "is already finished: it did all of its 4 steps" in again
+    assert "holds a finished model" in run_warm(*command, cwd=tmp_path, status=1)
 
 
 @newest_trl
 def test_it_launches_processes(tiny_policy: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"Name {number} colours."} for number in range(8)])
     (tmp_path / "lengths.py").write_text("def reward(samples):\n    return [len(s.completion) for s in samples]\n", "utf-8")
-    printed = run_program(
+    printed = run_warm(
         *("rm_plugins", "ppo", "--num_processes", "2", "--cpu", "--model_name_or_path", tiny_policy, "--dataset_name", data),
         *("--reward", "lengths:reward", "--output_dir", tmp_path / "out", "--max_steps", "1", "--num_ppo_epochs", "1"),
         *("--per_device_train_batch_size", "2", "--response_length", "4", "--report_to", "none", "--use_cpu", "true"),

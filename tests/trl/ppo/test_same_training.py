@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM, 
 from rm_plugins.errors import DataError, ModelError
 from rm_plugins_trl.ppo.critic import make_critic
 from tests.conftest import make_tokenizer
-from tests.trl.conftest import TRL_WARNINGS, newest_trl, run_program, tiny_config
+from tests.trl.conftest import TRL_WARNINGS, newest_trl, tiny_config
 from tests.trl.ppo.train_ppo import run_jobs, state_of, train_job
+from tests.warm_process import run_warm, run_warm_group
 
 pytestmark = [newest_trl, *TRL_WARNINGS, pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")]
 
-LAUNCHER = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--module", "tests.trl.ppo.train_ppo")
+PROGRAM = "tests.trl.ppo.train_ppo"
 COMMON: dict[str, Any] = {
     **{"num_ppo_epochs": 2, "gradient_accumulation_steps": 2, "response_length": 7, "temperature": 1.0},
     **{"learning_rate": 2e-3, "save_strategy": "no", "logging_steps": 1, "adam_epsilon": 1e-3},
@@ -130,8 +129,8 @@ def two(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Those of two processes, and then, in other processes, the resumed ones."""
     folder = tmp_path_factory.mktemp("two")
     first = written_jobs(folder, "first", [*split(policy, folder, 2), long(policy, folder / "whole", 2)])
-    run_program(*LAUNCHER, first, ACCELERATE_USE_CPU="true")
-    run_program(*LAUNCHER, written_jobs(folder, "second", resumed(policy, folder, 2)), ACCELERATE_USE_CPU="true")
+    run_warm_group(2, PROGRAM, first, ACCELERATE_USE_CPU="true")
+    run_warm_group(2, PROGRAM, written_jobs(folder, "second", resumed(policy, folder, 2)), ACCELERATE_USE_CPU="true")
     return folder
 
 
@@ -202,15 +201,11 @@ def test_a_resumed_training_is_the_same(name: str, processes: int, request: pyte
 def resumed_alone(policy: str, one: Path) -> Path:
     """The trainings of one process, with those that were resumed in another process."""
     killed = long(policy, one / "killed", 1, kill=14, config={"save_steps": 3})
-    program = [sys.executable, "-m", "tests.trl.ppo.train_ppo"]
-    found = subprocess.run(
-        [*program, str(written_jobs(one, "killed", [killed]))], capture_output=True, text=True, check=False, timeout=600
-    )
-    assert found.returncode == -signal.SIGKILL, found.stdout + found.stderr
+    run_warm(PROGRAM, written_jobs(one, "killed", [killed]), status=-signal.SIGKILL)
     unfinished = shutil.copytree(one / "killed" / "checkpoint-12", one / "killed" / "checkpoint-13")
     (unfinished / "trainer_state.json").unlink()  # as if it had been killed while it saved
     again = long(policy, one / "killed", 1, resume=True, config={"save_steps": 3})
-    run_program("tests.trl.ppo.train_ppo", written_jobs(one, "resumed", [*resumed(policy, one, 1), again]))
+    run_warm(PROGRAM, written_jobs(one, "resumed", [*resumed(policy, one, 1), again]))
     return one
 
 
