@@ -20,10 +20,11 @@ from rm_plugins.constructor_schema import announces, schema_of, validator_of
 from rm_plugins.errors import PluginError, RmPluginsError, SpecError, did_you_mean
 from rm_plugins.files import with_digests
 from rm_plugins.imported_function import of_python_file
+from rm_plugins.missing_path import not_there, other_kind
 from rm_plugins.provider import Provider
 from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.registry import Registry, default_registry
-from rm_plugins.written_settings import beyond_bounds, other_kind, read_settings
+from rm_plugins.written_settings import beyond_bounds, read_settings
 
 SPEC_VARIABLE = "RM_PLUGINS_SPEC"
 """The environment variable with the path of the file of named rewards; ``rm_plugins.yaml`` in the working directory if unset."""
@@ -112,7 +113,9 @@ def _named_rewards_file() -> Path | None:
     if path.is_file():
         return path
     if named:
-        raise SpecError(f"The environment variable {SPEC_VARIABLE} names {named!r}, which is not a file.")
+        raise SpecError(
+            f"The environment variable {SPEC_VARIABLE} names the file {named!r}, which does not exist{not_there(path, named)}"
+        )
     return None
 
 
@@ -227,7 +230,7 @@ class SpecBuilder:
         if text.startswith((".", "/", "~")) or path_named.suffix in FILE_ENDINGS:
             if kind := other_kind(path_named):
                 raise self.error(path, f"{text!r} is {kind}, not a readable file.")
-            raise self.error(path, f"{text!r} does not exist (looked for {path_named}).")
+            raise self.error(path, f"{text!r} does not exist{not_there(path_named, text)}")
         if _OBJECT.fullmatch(text):
             return self.from_mapping({"provider": FunctionProvider.name, "function": text, **settings}, path)
         if text.replace("_", "-") in self.registry.all("provider"):
@@ -407,7 +410,7 @@ class SpecBuilder:
             if local.exists():
                 return str(local)
         if value.startswith((".", "/", "~")):
-            raise self.error(path, f"{value!r} does not exist (looked for {local}).")
+            raise self.error(path, f"{value!r} does not exist{not_there(local, value)}")
         return value
 
 

@@ -214,7 +214,7 @@ class TestNamedRewards:
 
     def test_a_variable_that_names_no_file_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RM_PLUGINS_SPEC", "absent.yaml")
-        assert "RM_PLUGINS_SPEC names 'absent.yaml', which is not a file" in refused("helpful")
+        assert "RM_PLUGINS_SPEC names the file 'absent.yaml', which does not exist (looked for" in refused("helpful")
 
     @pytest.mark.usefixtures("rewards")
     def test_the_nearest_name_is_offered(self) -> None:
