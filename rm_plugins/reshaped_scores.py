@@ -46,12 +46,12 @@ def reshaped_scores(scores: Scores, samples: Sequence[Sample], transform: Transf
     errors = {**refused, **scores.errors, **reshaped.errors}
     revived = np.flatnonzero(scores.abstained & ~reshaped.abstained).tolist()
     if revived:
-        error = ScoringError(
+        revival = ScoringError(
             f"The transform {transform.name!r} of the provider {called} turned {len(revived)} abstentions into scores (first: "
             f"item {revived[0]}). NaN must stay NaN.",
             rows=revived,
         )
-        errors = error.by_row | errors
+        errors = revival.by_row | errors
     return replace(scores, values=reshaped.values, details={**scores.details, "raw": scores.values}, errors=errors)
 
 

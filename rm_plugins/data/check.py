@@ -37,7 +37,9 @@ _SAMPLES_AT_A_TIME = 512
 _EXAMPLES = 3
 
 _ERRORS = {"malformed": "that cannot be trained on"}
-_NOTHING_JUDGED = "no row has a comparison, a rating or a label; add columns such as 'chosen' and 'rejected', or rename yours with --map OLD=NEW"
+_NOTHING_JUDGED = (
+    "no row has a comparison, a rating or a label; add columns such as 'chosen' and 'rejected', or rename yours: --map OLD=NEW"
+)
 _WARNINGS = {
     "contradiction": "with the texts of an earlier row and another judgement",
     "identical-pair": "whose winner and loser are the same text",

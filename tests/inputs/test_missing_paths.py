@@ -30,7 +30,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("{here}/rows/trian.jsonl", ". Did you mean '{here}/rows/train.jsonl'?"),
         ("rows", " (looked for {here}/rows): it is a folder. Check the path."),
         ("rows/train.jsonl/", " (looked for {here}/rows/train.jsonl): it is a file. Check the path."),
-        ("rows/train.jsonl/a", " (looked for {here}/rows/train.jsonl/a). The last folder of its path that exists is {here}/rows. Check the path."),
+        ("rows/train.jsonl/a", " (looked for {here}/rows/train.jsonl/a). "
+         "The last folder of its path that exists is {here}/rows. Check the path."),
         ("x" * 5_000, " (looked for {here}/" + "x" * 5_000 + "). Check the path."),
     ],
 )  # fmt: skip
@@ -51,5 +52,7 @@ def test_the_nearest_path_exists(here: Path) -> None:
 def test_a_reader_names_it(here: Path) -> None:
     from rm_plugins.data.row_files import read_rows
 
-    with pytest.raises(DataError, match=r"There is no file 'rows/trian\.jsonl' \(looked for .*\)\. Did you mean 'rows/train\.jsonl'\?"):
+    with pytest.raises(
+        DataError, match=r"There is no file 'rows/trian\.jsonl' \(looked for .*\)\. Did you mean 'rows/train\.jsonl'\?"
+    ):
         list(read_rows("rows/trian.jsonl"))
