@@ -16,8 +16,8 @@ import numpy as np
 
 from rm_plugins.component import Transform, check_class_name, identities_of_components
 from rm_plugins.constructor_schema import held_by
+from rm_plugins.digests import with_digests
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, UnsupportedError, as_one_error
-from rm_plugins.files import with_digests
 from rm_plugins.groups import check_group_columns
 from rm_plugins.held_facts import held_facts
 from rm_plugins.one_thread import OneThread

@@ -66,6 +66,18 @@ def read_settings(path: Path) -> Any:
     return parsed_yaml(read_text(path), str(path))
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The contents of a YAML or JSON file that must hold a mapping with text keys.
+
+    Raises:
+        SpecError: It holds something else, or as `read_settings`.
+    """
+    content = read_settings(path)
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SpecError(f"{path} must hold a mapping with text keys, such as `provider: ...`; it holds {content!r:.80}.")
+    return content
+
+
 def read_json(path: Path) -> Any:
     """The contents of a JSON file.
 

@@ -394,7 +394,6 @@ def write_rows(rows: Iterable[Mapping[str, Any]], out: Path) -> int:
             count = table.num_rows
         else:
             with temporary.open("w", encoding="utf-8") as file:
-                for row in rows:
+                for count, row in enumerate(rows, start=1):  # noqa: B007 - it is returned
                     file.write(json_line(row))
-                    count += 1
     return count

@@ -64,7 +64,9 @@ class TestCounts:
     def test_nothing(self) -> None:
         report = checked([])
         assert not report.is_trainable
-        assert only(report, "nothing-to-train-on").description.startswith("no row has a comparison, a rating or a label; add columns")
+        assert only(report, "nothing-to-train-on").description.startswith(
+            "no row has a comparison, a rating or a label; add columns"
+        )
         assert (report.lengths, report.length_bias) == ({}, None)
 
     @pytest.mark.parametrize(

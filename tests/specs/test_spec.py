@@ -15,9 +15,10 @@ import rm_plugins as rm
 from rm_plugins.errors import ModelError, SpecError, UnknownNameError
 from rm_plugins.identity import fingerprint
 from rm_plugins.losses.bradley_terry import BradleyTerry
+from rm_plugins.named_rewards import named_rewards
 from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
-from rm_plugins.spec import component, named_rewards
+from rm_plugins.spec import component
 from rm_plugins.transforms import Clip
 from tests.specs.conftest import REGISTRY, SAMPLES, Constant, load, refused
 
