@@ -81,12 +81,24 @@ class Transform(Component):
 
     @abstractmethod
     def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
-        """Reshape `values` (float64 [N], NaN where abstained, which must stay NaN); returns float64 [N]."""
+        """Reshape `values` (float64 [N], NaN where abstained, which must stay NaN); returns float64 [N].
+
+        Raises:
+            ScoringError: The scores, or those of the `rows` that the error names, cannot be reshaped. The others are then reshaped again.
+            DataError: Likewise, because of what a sample holds.
+        """
 
     depends_on_batch: ClassVar[bool] = False
     """Whether a reshaped score depends on the other samples of its group (`rm_plugins.groups`)."""
     group: str | None = None
     """Where it does: the column that names a sample's group, or None where the samples of a prompt are a group."""
+
+    @property
+    def groupings(self) -> tuple[str | None, ...]:
+        """The `group` of this transform and of those in its spec, of each that depends on the batch; empty if none does."""
+        own = (self.group,) if self.depends_on_batch else ()
+        inner = (by for transform in held_by(self, Transform).values() for by in transform.groupings)
+        return tuple(dict.fromkeys((*own, *inner)))
 
     def bind(self, provider: Any) -> None:
         """Called once with the provider whose scores are reshaped, which may know statistics of its scores.

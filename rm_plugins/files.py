@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from rm_plugins.errors import OutputError
 
@@ -390,15 +388,3 @@ def in_utf8(text: str) -> str:
     '\\ud83d, 🙂'
     """
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def with_digests(value: Any) -> Any:
-    """A setting in which every absolute path of a file, at any depth, is replaced by the file's SHA-256."""
-    if isinstance(value, Mapping):
-        return {key: with_digests(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [with_digests(item) for item in value]
-    if isinstance(value, str) and os.path.isabs(value) and os.path.isfile(value):
-        with open(value, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -32,6 +32,28 @@ def groups_of(samples: Sequence[Sample], id_column: str | None = None) -> list[l
     >>> groups_of([Sample("a", "1", {"id": 7}), Sample("b", "2", {"id": 7}), Sample("a", "3", {"id": 8})], "id")
     [[0, 1], [2]]
     """
+    groups: dict[str | int, list[int]] = defaultdict(list)
+    for row, key in enumerate(_known_keys(samples, id_column)):
+        groups[row if key is None else key].append(row)
+    return list(groups.values())
+
+
+def check_group_columns(samples: Sequence[Sample], id_columns: Iterable[str | None]) -> None:
+    """Refuse samples that lack a column that names their group, before anything is computed or learned from the others.
+
+    Args:
+        samples: The batch, [N].
+        id_columns: The columns, each as for `groups_of`; None needs no column.
+
+    Raises:
+        DataError: Samples lack a column, or it is null; its `rows` are those samples.
+    """
+    for column in id_columns:
+        if column is not None:
+            _known_keys(samples, column)
+
+
+def _known_keys(samples: Sequence[Sample], id_column: str | None) -> list[str | None]:
     keys = group_keys(samples, id_column)
     if lacking := [row for row, key in enumerate(keys) if key == ""]:
         first = samples[lacking[0]].columns
@@ -41,10 +63,7 @@ def groups_of(samples: Sequence[Sample], id_column: str | None = None) -> list[l
             f"{lacking[0]}; {problem}). Give every row this column, or leave `group` out to group samples by their prompt.",
             rows=lacking,
         )
-    groups: dict[str | int, list[int]] = defaultdict(list)
-    for row, key in enumerate(keys):
-        groups[row if key is None else key].append(row)
-    return list(groups.values())
+    return keys
 
 
 def group_keys(samples: Sequence[Sample], id_column: str | None = None) -> list[str | None]:

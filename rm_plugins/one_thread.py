@@ -20,16 +20,17 @@ class OneThread:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._process = os.getpid()
+        self._locks: dict[
+            int, threading.RLock
+        ] = {}  # by process: the thread that holds one at a fork does not exist in the child
 
     def __enter__(self) -> None:
-        if self._process != os.getpid():  # the thread that held it when the process forked does not exist here
-            self.__init__()  # type: ignore[misc]  # start unlocked
-        self._lock.acquire()
+        self._locks.setdefault(os.getpid(), threading.RLock()).acquire()  # atomic, so that all threads get the same lock
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._lock.release()
+        lock = self._locks.get(os.getpid())
+        if lock is not None:  # None where the process was forked by the thread that is inside
+            lock.release()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OneThread, ()

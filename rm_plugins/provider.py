@@ -16,11 +16,13 @@ import numpy as np
 
 from rm_plugins.component import Transform, check_class_name, identities_of_components
 from rm_plugins.constructor_schema import held_by
+from rm_plugins.digests import with_digests
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, UnsupportedError, as_one_error
-from rm_plugins.files import with_digests
+from rm_plugins.groups import check_group_columns
 from rm_plugins.held_facts import held_facts
 from rm_plugins.one_thread import OneThread
 from rm_plugins.provider_repr import provider_repr
+from rm_plugins.reshaped_scores import finite_scores, reshaped_scores
 from rm_plugins.samples import Sample, check_samples
 from rm_plugins.scores import Scores, joined
 from rm_plugins.scoring_threads import check_awaited, in_thread
@@ -325,50 +327,22 @@ class Provider(ABC):
     def _checked(self, samples: Sequence[Sample], *, stops: bool) -> Scores:
         # The one place where foreign exceptions of a provider and its transform become ours.
         try:
+            check_group_columns(samples, (by for transform in self.transforms.values() for by in transform.groupings))
             with nullcontext() if self.concurrent else self.one_thread:
                 scores = self.score_batch(samples)
-            scores = self._with_wrong_values_failed(scores, samples)
+            scores = finite_scores(scores, len(samples), f"The provider {self.called}")
+            if self.transform is not None and not (stops and scores.errors):
+                with self.one_thread:  # it may learn from the scores
+                    scores = reshaped_scores(scores, samples, self.transform, self.called)
             for error in scores.errors.values():
                 self._signed(error)
             if stops and scores.errors:
                 raise as_one_error(scores.errors)
-            return scores if self.transform is None else self._reshaped(scores, samples, self.transform)
+            return scores
         except RmPluginsError:
             raise
         except Exception as error:
             raise ScoringError(f"The provider {self.called} failed: {type(error).__name__}: {error}") from error
-
-    def _reshaped(self, scores: Scores, samples: Sequence[Sample], transform: Transform) -> Scores:
-        with self.one_thread:  # it may learn from the scores
-            values = transform(scores.values, samples)
-        reshaped = self._with_wrong_values_failed(Scores(values), samples)
-        errors = {**scores.errors, **reshaped.errors}
-        revived = np.flatnonzero(scores.abstained & ~reshaped.abstained).tolist()
-        if revived:
-            error = ScoringError(
-                f"The transform {transform.name!r} of the provider {self.called} turned {len(revived)} abstentions into scores (first: "
-                f"item {revived[0]}). NaN must stay NaN.",
-                rows=revived,
-            )
-            errors = error.by_row | errors
-        return replace(scores, values=reshaped.values, details={**scores.details, "raw": scores.values}, errors=errors)
-
-    def _with_wrong_values_failed(self, scores: Scores, samples: Sequence[Sample]) -> Scores:
-        """The scores, with an error for each infinite one."""
-        if len(scores) != len(samples):
-            raise ScoringError(
-                f"The provider {self.called} returned {len(scores)} scores for {len(samples)} samples; it must return "
-                "exactly one per sample, NaN where it abstains."
-            )
-        infinite = np.flatnonzero(np.isinf(scores.values)).tolist()
-        if not infinite:
-            return scores
-        error = ScoringError(
-            f"The provider {self.called} returned an infinite score for {len(infinite)} of {len(samples)} samples "
-            f"(first: item {infinite[0]}). A reward must be finite, or NaN to abstain.",
-            rows=infinite,
-        )
-        return replace(scores, errors=error.by_row | dict(scores.errors))
 
     def _with_fallback(self, scores: Scores, samples: Sequence[Sample], fallback: Provider, on_error: OnError | None) -> Scores:
         """The scores, with the fallback's for the rows that have errors."""

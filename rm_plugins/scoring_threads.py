@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +10,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from typing import TypeVar
+
+from rm_plugins.per_process import PerProcess
 
 Result = TypeVar("Result")
 
@@ -121,7 +122,7 @@ async def in_thread(work: Callable[[], Result], *, waits: bool) -> Result:
             future.set_result(result)
 
     if computes:
-        _computing_thread().put(run)
+        _thread.made(_ComputingThread).put(run)
     else:
         threading.Thread(target=run, name="rm-plugins-score", daemon=True).start()
     try:
@@ -135,7 +136,6 @@ class _ComputingThread:
     """A thread that runs what it is given, one after another; it ends with the process."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
         self._works: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="rm-plugins-compute", daemon=True).start()
 
@@ -147,22 +147,4 @@ class _ComputingThread:
             self._works.get()()
 
 
-_lock = threading.Lock()
-_thread: _ComputingThread | None = None
-
-
-def _computing_thread() -> _ComputingThread:
-    global _thread
-    with _lock:
-        if _thread is None or _thread.pid != os.getpid():  # a fork does not have the threads of its parent
-            _thread = _ComputingThread()
-        return _thread
-
-
-def _forget_lock() -> None:
-    global _lock
-    _lock = threading.Lock()  # another thread may have held it at the fork
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock)
+_thread = PerProcess[_ComputingThread]()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,16 +15,16 @@ from pydantic import ValidationError
 
 from rm_plugins.component import Component, LocalPath
 from rm_plugins.constructor_schema import announces, schema_of, validator_of
+from rm_plugins.digests import with_digests
 from rm_plugins.errors import PluginError, RmPluginsError, SpecError, did_you_mean
-from rm_plugins.files import with_digests
 from rm_plugins.imported_function import of_python_file
+from rm_plugins.missing_path import not_there, other_kind
+from rm_plugins.named_rewards import SPEC_VARIABLE, named_rewards_file
 from rm_plugins.provider import Provider
 from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.registry import Registry, default_registry
-from rm_plugins.written_settings import beyond_bounds, other_kind, read_settings
-
-SPEC_VARIABLE = "RM_PLUGINS_SPEC"
-"""The environment variable with the path of the file of named rewards; ``rm_plugins.yaml`` in the working directory if unset."""
+from rm_plugins.written_settings import beyond_bounds, read_mapping
+from rm_plugins.written_spec import written_out
 
 MOST_PROVIDERS = 1_000
 """How many rewards a spec may contain, each counted as often as it is named."""
@@ -94,33 +92,6 @@ def component(kind: str, spec: str | Mapping[str, Any] | object, *, registry: Re
         UnknownNameError: No plug-in registered the name.
     """
     return SpecBuilder(registry or default_registry(), Path.cwd()).component(kind, spec, kind)
-
-
-def named_rewards() -> Mapping[str, Any]:
-    """Specs by name, from the file that ``RM_PLUGINS_SPEC`` names or else ``rm_plugins.yaml``; empty if there is none.
-
-    Raises:
-        SpecError: The named file does not exist, or the file is not a mapping.
-    """
-    path = _named_rewards_file()
-    return _read_mapping(path) if path is not None else {}
-
-
-def _named_rewards_file() -> Path | None:
-    named = os.environ.get(SPEC_VARIABLE)
-    path = Path(named or "rm_plugins.yaml")
-    if path.is_file():
-        return path
-    if named:
-        raise SpecError(f"The environment variable {SPEC_VARIABLE} names {named!r}, which is not a file.")
-    return None
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    content = read_settings(path)
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise SpecError(f"{path} must hold a mapping with text keys, such as `provider: ...`; it holds {content!r:.80}.")
-    return content
 
 
 class SpecBuilder:
@@ -213,7 +184,7 @@ class SpecBuilder:
             return self.from_mapping({"provider": "sequence-classifier", "model": str(path_named), **settings}, path)
         if path_named.suffix in FILE_ENDINGS and path_named.is_file():
             inner = self.inside(path_named, path)
-            content = _read_mapping(path_named)
+            content = read_mapping(path_named)
             if "provider" not in content and "provider" not in settings:
                 raise inner.error(
                     "",
@@ -227,13 +198,13 @@ class SpecBuilder:
         if text.startswith((".", "/", "~")) or path_named.suffix in FILE_ENDINGS:
             if kind := other_kind(path_named):
                 raise self.error(path, f"{text!r} is {kind}, not a readable file.")
-            raise self.error(path, f"{text!r} does not exist (looked for {path_named}).")
+            raise self.error(path, f"{text!r} does not exist{not_there(path_named, text)}")
         if _OBJECT.fullmatch(text):
             return self.from_mapping({"provider": FunctionProvider.name, "function": text, **settings}, path)
         if text.replace("_", "-") in self.registry.all("provider"):
             return self.from_mapping({"provider": text, **settings}, path)
-        file = _named_rewards_file()
-        rewards = _read_mapping(file) if file else {}
+        file = named_rewards_file()
+        rewards = read_mapping(file) if file else {}
         if file and text in rewards:
             return self.inside(file, path, text).provider(rewards[text], text, {"label": text, **settings})
         known = [*self.registry.all("provider"), *rewards]
@@ -273,10 +244,10 @@ class SpecBuilder:
             provider.transform = self.component("transform", shared["transform"], where)
             with self.errors_at(where):
                 provider.transform.bind(provider)
-            written["transform"] = _written(provider.transform)
+            written["transform"] = written_out(provider.transform)
         self.set_on_error(provider, shared.get("on_error", "raise"), join_path(path, "on_error"))
         if provider.fallback is not None:
-            written["on_error"] = {"fallback": _written(provider.fallback)}
+            written["on_error"] = {"fallback": written_out(provider.fallback)}
         elif provider.on_error != "raise":
             written["on_error"] = provider.on_error
         provider.spec = {"provider": cls.name, **written}
@@ -335,7 +306,7 @@ class SpecBuilder:
             what = f"{getattr(cls, 'name', cls.__name__)!r}"
             raise SpecError(self.problems(error, what, path, [*schema, *also])) from None
         try:
-            written = {key: _written(value) for key, value in resolved.items()}
+            written = {key: written_out(value) for key, value in resolved.items()}
             # Before it is made: a file that is edited in between then counts as changed.
             read = with_digests({key: value for key, value in written.items() if key not in _without_effect(cls)})
             with self.errors_at(path):
@@ -407,36 +378,13 @@ class SpecBuilder:
             if local.exists():
                 return str(local)
         if value.startswith((".", "/", "~")):
-            raise self.error(path, f"{value!r} does not exist (looked for {local}).")
+            raise self.error(path, f"{value!r} does not exist{not_there(local, value)}")
         return value
-
-
-def _written(value: Any) -> Any:
-    """A constructor's argument as it is written in a spec, with every nested spec written out."""
-    if isinstance(value, (Provider, Component)):
-        return value.spec or f"<{getattr(value, 'label', value.name)}, made in Python>"
-    if isinstance(value, Mapping):
-        return {key: _written(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_written(item) for item in value]
-    if callable(value) and not _is_importable(value):
-        return f"<{getattr(value, '__qualname__', type(value).__qualname__)}, made in Python>"
-    if callable(value):
-        return f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', type(value).__qualname__)}"
-    return value
 
 
 def _without_effect(cls: type[Any]) -> Collection[str]:
     """The keys of a spec that change no score."""
     return cls.keys_without_effect if issubclass(cls, (Component, Provider)) else ()
-
-
-def _is_importable(value: Any) -> bool:
-    """Whether ``module:name`` leads to this very object."""
-    named: Any = sys.modules.get(getattr(value, "__module__", None) or "")
-    for part in getattr(value, "__qualname__", "<none>").split("."):
-        named = getattr(named, part, None)
-    return named is value
 
 
 def join_path(path: str, part: object) -> str:

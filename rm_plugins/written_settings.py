@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from rm_plugins.errors import SpecError
+from rm_plugins.missing_path import not_there, other_kind
 
 MOST_BYTES = 2**20
 """The largest YAML or text file that is read."""
@@ -26,22 +26,6 @@ MOST_DIGITS = 1_000
 """The most characters of a number."""
 
 _NUMBER_LIKE = re.compile(r"[-+.:_0-9a-fA-FoxX]*")
-_KINDS = {
-    stat.S_ISDIR: "a folder",
-    stat.S_ISFIFO: "a pipe",
-    stat.S_ISCHR: "a device",
-    stat.S_ISBLK: "a device",
-    stat.S_ISSOCK: "a socket",
-}
-
-
-def other_kind(path: Path) -> str | None:
-    """The kind of what is at a path, such as "a folder", if it is not a regular file; None for a regular file or nothing."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):  # it does not exist, or the name is invalid
-        return None
-    return next((kind for is_kind, kind in _KINDS.items() if is_kind(mode)), None)
 
 
 def read_text(path: Path, most: int = MOST_BYTES) -> str:
@@ -62,6 +46,8 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         if len(content) > most:
             raise SpecError(f"{path} is too large: it has more than {most:,} bytes, the limit for such a file.")
         return content.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise SpecError(f"There is no file {str(path)!r}{not_there(path)}") from error
     except (OSError, ValueError) as error:
         if isinstance(error, SpecError):
             raise
@@ -78,6 +64,18 @@ def read_settings(path: Path) -> Any:
     if path.suffix == ".json":
         return read_json(path)
     return parsed_yaml(read_text(path), str(path))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The contents of a YAML or JSON file that must hold a mapping with text keys.
+
+    Raises:
+        SpecError: It holds something else, or as `read_settings`.
+    """
+    content = read_settings(path)
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SpecError(f"{path} must hold a mapping with text keys, such as `provider: ...`; it holds {content!r:.80}.")
+    return content
 
 
 def read_json(path: Path) -> Any:

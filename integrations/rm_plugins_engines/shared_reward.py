@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 from rm_plugins.batching.batcher import Batch, Batcher
 from rm_plugins.errors import SpecError
+from rm_plugins.per_process import PerProcess
 from rm_plugins.samples import RenderedSample, Sample, canonical_json
 from rm_plugins.scores import Scores
 from rm_plugins.server.served_reward import ServedReward, characters
@@ -148,17 +149,7 @@ class _Rewards:
         return shared.result() if shared is not None and shared.done() else None
 
 
-_rewards = _Rewards()
-
-
-def _forget() -> None:
-    """Drop what belongs to the parent process: in a forked child, its threads do not exist, and its locks may be taken."""
-    global _rewards
-    _rewards = _Rewards()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+_rewards = PerProcess[_Rewards]()
 
 
 def shared_reward(spec: Spec) -> SharedReward:
@@ -167,12 +158,12 @@ def shared_reward(spec: Spec) -> SharedReward:
     Raises:
         RmPluginsError: It cannot be loaded; the next call tries again.
     """
-    return _rewards.get(spec)
+    return _rewards.made(_Rewards).get(spec)
 
 
 async def shared_reward_async(spec: Spec) -> SharedReward:
     """The same without blocking the event loop while a model is loaded."""
-    shared = _rewards.loaded(spec)
+    shared = _rewards.made(_Rewards).loaded(spec)
     return shared if shared is not None else await asyncio.to_thread(shared_reward, spec)
 
 

@@ -6,7 +6,7 @@ The names are those of ``rm_plugins.yaml`` in the working directory, or of the f
 from __future__ import annotations
 
 from rm_plugins.errors import did_you_mean
-from rm_plugins.spec import SPEC_VARIABLE, named_rewards
+from rm_plugins.named_rewards import SPEC_VARIABLE, named_rewards
 from rm_plugins_trl.reward_function import RewardFunction, reward_func
 
 _loaded: dict[str, RewardFunction] = {}

@@ -37,6 +37,9 @@ _SAMPLES_AT_A_TIME = 512
 _EXAMPLES = 3
 
 _ERRORS = {"malformed": "that cannot be trained on"}
+_NOTHING_JUDGED = (
+    "no row has a comparison, a rating or a label; add columns such as 'chosen' and 'rejected', or rename yours: --map OLD=NEW"
+)
 _WARNINGS = {
     "contradiction": "with the texts of an earlier row and another judgement",
     "identical-pair": "whose winner and loser are the same text",
@@ -252,9 +255,11 @@ class DataCheck:
         rated = sum(summary.rated for summary in self._attributes.values())
         limit = f"{self.max_length or 0:,} {self.unit}"
         if not rated and not any(source.pairs or source.ties for source in self._sources):
-            yield Problem("nothing-to-train-on", True, 0, "no row has a comparison, a rating or a label")
+            yield Problem("nothing-to-train-on", True, 0, _NOTHING_JUDGED)
         elif self._counts["overlong"] == sound:
-            yield Problem("nothing-to-train-on", True, 0, f"every row is longer than {limit}")
+            yield Problem(
+                "nothing-to-train-on", True, 0, f"every row is longer than {limit}; raise max_length, or shorten the texts"
+            )
         for kind, description in _WARNINGS.items():
             if kind == "repeated-prompt" and not self._repeated.is_suspicious:
                 continue

@@ -5,11 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from numbers import Real
 from typing import Any, Literal, TypeAlias
 
-from rm_plugins.data.plain_values import plain_row, plain_value
+from rm_plugins.data.judged_values import (
+    NUMBER,
+    RANK,
+    RATING,
+    WEIGHT,
+    each_number,
+    flag_value,
+    number_or_none,
+    one_each,
+    only_value,
+    refused_value,
+)
+from rm_plugins.data.plain_values import plain_row
 from rm_plugins.data.presets import proposed_mapping
 from rm_plugins.data.ratings import weighted_means
 from rm_plugins.data.rows import completion_samples, preference_samples
@@ -126,9 +136,9 @@ def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Ma
     weight = weight_of(row)
     if form == "preference":
         return _preference(row, weight)
-    samples, verdict = completion_samples(row), _only(row[column]) if column in _OF_ONE_VALUE else row[column]
+    samples, verdict = completion_samples(row), only_value(row[column]) if column in _OF_ONE_VALUE else row[column]
     if form == "ranking":
-        return _compared(form, samples, _numbers(verdict, _RANK, len(samples), column), weight)
+        return _compared(form, samples, each_number(verdict, RANK, len(samples), column), weight)
     if form == "best-of":
         return _compared(form, samples, _best_first(verdict, len(samples)), weight, has_ties=False)
     count = len(samples) if row.get("completions") is not None else None
@@ -145,12 +155,12 @@ def weight_of(row: Mapping[str, Any]) -> float:
     Raises:
         DataError: It is something else.
     """
-    weight = _only(row.get("weight"))
+    weight = only_value(row.get("weight"))
     if weight is None:
         return 1.0
-    number = _number(weight, _WEIGHT, "weight")
+    number = number_or_none(weight, WEIGHT, "weight")
     if number is None or number < 0:
-        raise _refused(row["weight"], _WEIGHT, "weight")
+        raise refused_value(row["weight"], WEIGHT, "weight")
     return number
 
 
@@ -202,10 +212,10 @@ def _unjudged(row: Mapping[str, Any], listed: bool, alone: bool) -> DataError:
 
 def _preference(row: Mapping[str, Any], weight: float) -> Judgement:
     samples = preference_samples(row)
-    margin, tie = _only(row.get("margin")), _only(row.get("tie"))
-    if margin is not None and (margin := _number(margin, _NUMBER, "margin")) is None:
-        raise _refused(row["margin"], _NUMBER, "margin")
-    if tie is not None and _flag(tie, "tie"):
+    margin, tie = only_value(row.get("margin")), only_value(row.get("tie"))
+    if margin is not None and (margin := number_or_none(margin, NUMBER, "margin")) is None:
+        raise refused_value(row["margin"], NUMBER, "margin")
+    if tie is not None and flag_value(tie, "tie"):
         if margin:
             raise DataError(f"'tie' is true and 'margin' is {margin!r}; equally good samples have no margin.")
         return Judgement("preference", samples, ties=((0, 1),), ranks=(0.0, 0.0), weight=weight)
@@ -230,9 +240,9 @@ def _compared(
 
 def _best_first(verdict: Any, count: int) -> list[float]:
     allowed = f"the position of a completion, a whole number from 0 to {count - 1},"
-    best = _number(verdict, allowed, "best")
+    best = number_or_none(verdict, allowed, "best")
     if best is None or best not in range(count):
-        raise _refused(verdict, allowed, "best")
+        raise refused_value(verdict, allowed, "best")
     return [0.0 if place == best else 1.0 for place in range(count)]
 
 
@@ -243,9 +253,9 @@ def _larger_first(values: Sequence[float | None]) -> list[float | None]:
 def _flags(verdict: Any, column: str, count: int | None) -> list[float | None]:
     """The label of each sample; `count` is None if the row has a single completion."""
     if count is None:
-        return [_flag(verdict, column)]
-    labels = enumerate(_one_each(verdict, count, column))
-    return [None if label is None else _flag(label, column, place) for place, label in labels]
+        return [flag_value(verdict, column)]
+    labels = enumerate(one_each(verdict, count, column))
+    return [None if label is None else flag_value(label, column, place) for place, label in labels]
 
 
 def _ratings(
@@ -266,23 +276,23 @@ def _rating_columns(verdict: Any, column: str, count: int | None) -> dict[str, S
     """The ratings on each attribute, one per sample; `count` is None if the row has a single completion."""
     if count is None:
         if column == "score":
-            return {"score": [_number(verdict, _NUMBER, column)]}
+            return {"score": [number_or_none(verdict, NUMBER, column)]}
         if not isinstance(verdict, Mapping):
-            raise _refused(verdict, "a mapping of attribute to number, or a number as 'score',", column)
-        return {name: [_number(verdict[name], _RATING, column, name)] for name in _attributes(verdict, column)}
+            raise refused_value(verdict, "a mapping of attribute to number, or a number as 'score',", column)
+        return {name: [number_or_none(verdict[name], RATING, column, name)] for name in _attributes(verdict, column)}
     names = _attributes(verdict, column)
     if isinstance(verdict, Mapping):
         return {
-            name: [None] * count if verdict[name] is None else _numbers(verdict[name], _RATING, count, column, name)
+            name: [None] * count if verdict[name] is None else each_number(verdict[name], RATING, count, column, name)
             for name in names
         }
-    ratings = _one_each(verdict, count, column)
+    ratings = one_each(verdict, count, column)
     if not any(isinstance(rating, Mapping) for rating in ratings):
-        return {"score": _numbers(ratings, _RATING, count, column)}
+        return {"score": each_number(ratings, RATING, count, column)}
     absent: Mapping[str, Any] = {}
     mappings = [absent if rating is None else rating for rating in ratings]
     return {
-        name: [_number(rating.get(name), _RATING, column, place, name) for place, rating in enumerate(mappings)]
+        name: [number_or_none(rating.get(name), RATING, column, place, name) for place, rating in enumerate(mappings)]
         for name in names
     }
 
@@ -295,12 +305,12 @@ def _attributes(verdict: Any, column: str) -> list[str]:
         mappings = [rating for rating in verdict if rating is not None]
         for place, rating in enumerate(verdict):
             if not (rating is None or isinstance(rating, Mapping)):
-                raise _refused(rating, "a mapping of attribute to number, as the others are,", column, place)
+                raise refused_value(rating, "a mapping of attribute to number, as the others are,", column, place)
     else:
         return ["score"]
     names = list(dict.fromkeys(name for rating in mappings for name in rating))
     if not names or not all(isinstance(name, str) for name in names):
-        raise _refused(verdict, "at least one attribute, named by text,", column)
+        raise refused_value(verdict, "at least one attribute, named by text,", column)
     return names
 
 
@@ -325,83 +335,3 @@ def _dense(order: Sequence[float | None]) -> tuple[float, ...]:
     """Ranks 0, 1, 2 and so on, NaN for None."""
     ranks = {value: float(rank) for rank, value in enumerate(sorted({value for value in order if value is not None}))}
     return tuple(math.nan if value is None else ranks[value] for value in order)
-
-
-# --- Values ---------------------------------------------------------------------------------------------------------------
-
-_NUMBER = "a finite number"
-_RATING = "a finite number, or null where it is missing,"
-_RANK = "a finite number, or null where it is unknown,"
-_WEIGHT = "a finite number of at least 0"
-_FLAG = "true or false (1 or 0)"
-
-
-def _refused(value: Any, allowed: str, *path: str | int) -> DataError:
-    column, *inner = path
-    where = f"{column!r}" + "".join(f"[{part!r}]" for part in inner)
-    return DataError(f"{where} is {value!r:.80}; {allowed} is allowed.")
-
-
-def _only(value: Any) -> Any:
-    """The single value of a column, which may be in a list, as TRL's data collator takes a margin."""
-    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
-
-
-def _number(value: Any, allowed: str, *path: str | int) -> float | None:
-    """A finite number; None for null and NaN."""
-    if type(value) is not float:
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
-            raise _refused(value, allowed, *path)
-        try:
-            value = float(value)
-        except (OverflowError, ValueError):
-            raise _refused(value, allowed, *path) from None
-    if math.isinf(value):
-        raise _refused(value, allowed, *path)
-    return None if math.isnan(value) else value
-
-
-def _flag(value: Any, *path: str | int) -> float:
-    """1.0 for true and 0.0 for false."""
-    if isinstance(value, bool):
-        return 1.0 if value else 0.0
-    if isinstance(value, (Real, Decimal)) and (value == 0 or value == 1):
-        return float(value)
-    raise _refused(value, _FLAG, *path)
-
-
-def _one_each(value: Any, count: int, *path: str | int) -> Sequence[Any]:
-    """A list with a value for each of `count` completions."""
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise _refused(value, "a list with one value for each completion", *path)
-    if len(value) != count:
-        raise _refused(value, f"one value for each of the {count} completions, not {len(value)},", *path)
-    return value
-
-
-def _numbers(value: Any, allowed: str, count: int, *path: str | int) -> Sequence[float | None]:
-    return [_number(number, allowed, *path, place) for place, number in enumerate(_one_each(value, count, *path))]
-
-
-def numbers_of(row: Mapping[str, Any], column: str, count: int) -> Sequence[float | None]:
-    """A column's numbers, one for each of `count`; empty where the row lacks the column, or `count` is 0.
-
-    Args:
-        row: Columns by name.
-        column: A list of finite numbers, null where one is missing; or a number alone where `count` is 1.
-        count: How many there must be.
-
-    Raises:
-        DataError: The column has other values, or another number of them.
-
-    >>> numbers_of({"confidence": [0.5, None]}, "confidence", 2)
-    [0.5, None]
-    """
-    value = plain_value(row.get(column))
-    if value is None or not count:
-        return []
-    if count == 1 and not isinstance(value, Sequence):
-        return [_number(value, _NUMBER, column)]
-    return _numbers(value, _RATING, count, column)

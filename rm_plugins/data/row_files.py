@@ -24,6 +24,7 @@ from rm_plugins.data.row_formats import csv_rows, json_rows, table_rows, without
 from rm_plugins.data.written_mapping import check_path, mapping_beside, tell_of_unread_mapping
 from rm_plugins.errors import DataError, OutputError
 from rm_plugins.files import in_utf8, replacing
+from rm_plugins.missing_path import not_there
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def check_source(source: str) -> None:
 
 def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise DataError(f"There is no file {str(path)!r}.")
+        raise DataError(f"There is no file {str(path)!r}{not_there(path)}")
 
 
 def _standard_input(refuse: _Refuse) -> Iterator[dict[str, Any]]:
@@ -331,7 +332,7 @@ def _check_name(source: str) -> None:
         )
     looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix.lower() in _OTHER_FILES
     if looks_like_path and not path.exists():
-        raise DataError(f"There is no file or folder {source!r} (files of rows end in {endings}). Check the path.")
+        raise DataError(f"There is no file or folder {source!r}{not_there(path, source)} Files of rows end in {endings}.")
 
 
 def _unreadable(source: str, split: str, config: str | None, error: Exception) -> DataError:
@@ -393,7 +394,6 @@ def write_rows(rows: Iterable[Mapping[str, Any]], out: Path) -> int:
             count = table.num_rows
         else:
             with temporary.open("w", encoding="utf-8") as file:
-                for row in rows:
+                for count, row in enumerate(rows, start=1):  # noqa: B007 - it is returned
                     file.write(json_line(row))
-                    count += 1
     return count

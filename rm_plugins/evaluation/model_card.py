@@ -14,6 +14,7 @@ from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.results import DataSummary, Evaluation, RewardResult
 from rm_plugins.files import write_atomically
 from rm_plugins.labels import counted
+from rm_plugins.missing_path import not_there
 from rm_plugins.statistics.intervals import Estimate
 from rm_plugins.suites import SuiteResult
 
@@ -85,7 +86,8 @@ def write_model_card(folder: Path | str, evaluation: Evaluation, reward: int = 0
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelError(
-            f"There is no folder {str(folder)!r} to write a model card into. Evaluate a model's folder, not an id."
+            f"There is no folder {str(folder)!r} to write a model card into"
+            f"{not_there(folder, advice='Evaluate the folder of a model; a hub id has none.')}"
         )
     path = folder / CARD_NAME
     card = _card(path)

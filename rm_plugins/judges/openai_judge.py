@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,8 +11,8 @@ from rm_plugins.component import ModelSource
 from rm_plugins.judges.caching_judge import CachingJudge
 from rm_plugins.judges.chat_completions import ChatCompletions, Structured, check_sampling
 from rm_plugins.judges.judge import Question, Reply
-from rm_plugins.redaction import forget_secrets, keep_secret
-from rm_plugins.remote import Fleet, Outcome, ScoringCall, SendableQuestions, checked_settings, checked_urls
+from rm_plugins.one_thread import OneThread
+from rm_plugins.remote import Fleet, Outcome, SendableQuestions, ServerCalls, checked_settings, checked_urls
 
 
 class OpenAIServerJudge(CachingJudge):
@@ -98,22 +96,10 @@ class OpenAIServerJudge(CachingJudge):
             hedge_after=hedge_after,
             ca_file=ca_file,
         )
+        self._calls = ServerCalls(self._settings)
         self._counts = Counter[str]()
-        self._start()
+        self._counting = OneThread()
         super().__init__(cache=cache)
-
-    def _start(self) -> None:
-        """Create what must not be shared with another process."""
-        keep_secret(self, *self._settings.secrets)
-        self._lock = threading.Lock()
-        self._fleet: Fleet | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_lock", "_fleet")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._start()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -132,26 +118,20 @@ class OpenAIServerJudge(CachingJudge):
 
     def answers(self, questions: Sequence[Question]) -> list[Reply]:
         """Ask the servers; retries and the servers' troubles are added to `counts`."""
-        with self._lock:
-            if self._fleet is None or self._fleet.network.pid != os.getpid():
-                protocol = ChatCompletions(**self._sampling)
-                self._fleet = Fleet(self.urls, protocol, self._settings, f"{self.called} (a judge)")
-            fleet = self._fleet
         tally = Counter[str]()
         try:
-            outcomes = fleet.network.run(ScoringCall(fleet, SendableQuestions(questions), tally).outcomes())
+            outcomes = self._calls.outcomes(SendableQuestions(questions), self._made_fleet, tally)
         finally:
-            with self._lock:
+            with self._counting:
                 self._counts.update(tally)
         return [_reply(outcome) for outcome in outcomes]
 
     def close(self) -> None:
         """Close the connections; asking again opens new ones."""
-        with self._lock:
-            fleet, self._fleet = self._fleet, None
-        forget_secrets(self)
-        if fleet is not None and fleet.network.pid == os.getpid():
-            fleet.network.run(fleet.close())
+        self._calls.close()
+
+    def _made_fleet(self) -> Fleet:
+        return Fleet(self.urls, ChatCompletions(**self._sampling), self._settings, f"{self.called} (a judge)")
 
 
 def _reply(outcome: Outcome) -> Reply:

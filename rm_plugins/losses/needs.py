@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from rm_plugins.data.judgements import Judgement, numbers_of
+from rm_plugins.data.judged_values import numbers_of
+from rm_plugins.data.judgements import Judgement
 from rm_plugins.losses.batch import RewardBatch
 
 if TYPE_CHECKING:

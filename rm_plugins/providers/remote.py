@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,8 +16,8 @@ from rm_plugins.errors import DataError, ScoringError, SpecError
 from rm_plugins.models.identity import WHERE_A_MODEL_IS, model_facts
 from rm_plugins.protocols import Auto, Protocol
 from rm_plugins.provider import Provider
-from rm_plugins.redaction import forget_secrets, keep_secret, redacted
-from rm_plugins.remote import Fleet, Outcome, ScoringCall, SendableSamples, checked_settings, checked_urls
+from rm_plugins.redaction import redacted
+from rm_plugins.remote import Fleet, Outcome, SendableSamples, ServerCalls, checked_settings, checked_urls
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.rendering.rendering import Read, Truncation
 from rm_plugins.samples import Sample
@@ -125,14 +123,8 @@ class Remote(Provider):
             "template_kwargs": template_kwargs,
             "template_date": template_date,
         }
-        self._start()
-
-    def _start(self) -> None:
-        """Create what must not be shared with another process."""
-        keep_secret(self, *self._settings.secrets)
+        self._calls = ServerCalls(self._settings)
         self.renderer = self._loaded_renderer()
-        self._lock = threading.Lock()
-        self._fleet: Fleet | None = None
 
     def _loaded_renderer(self) -> Renderer | None:
         if self._tokenizer is not None:
@@ -148,12 +140,11 @@ class Remote(Provider):
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = ("renderer", "_lock", "_fleet")
-        return {key: value for key, value in vars(self).items() if key not in dropped}
+        return {key: value for key, value in vars(self).items() if key != "renderer"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._start()
+        self.renderer = self._loaded_renderer()
 
     @property
     def identity(self) -> list[Any]:
@@ -164,11 +155,7 @@ class Remote(Provider):
 
     def close(self) -> None:
         """Close the connections; scoring again opens new ones."""
-        with self._lock:
-            fleet, self._fleet = self._fleet, None
-        forget_secrets(self)
-        if fleet is not None and fleet.network.pid == os.getpid():
-            fleet.network.run(fleet.close())
+        self._calls.close()
         super().close()
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
@@ -230,19 +217,18 @@ class Remote(Provider):
         return SendableSamples(samples, self.renderer, pair=said["pair"], open_texts=said["append_eos"] is False)
 
     def _outcomes(self, samples: SendableSamples, tally: Counter[str]) -> list[Outcome]:
-        with self._lock:
-            if self._fleet is None or self._fleet.network.pid != os.getpid():
-                self._fleet = Fleet(self.urls, self.protocol, self._settings, self.called)
-            fleet = self._fleet
         counted = Counter[str]()
         try:
-            return fleet.network.run(ScoringCall(fleet, samples, counted).outcomes())
+            return self._calls.outcomes(samples, self._made_fleet, counted)
         finally:
             if samples.tokens is not None and samples.tokens.truncated.any():
                 counted["truncated"] = int(samples.tokens.truncated.sum())
             tally.update(counted)
-            with self._lock:
+            with self.one_thread:
                 self.counts.update(counted)
+
+    def _made_fleet(self) -> Fleet:
+        return Fleet(self.urls, self.protocol, self._settings, self.called)
 
     def _told(self, failed: Mapping[int, str], size: int) -> str:
         """The error message, with each reason once."""

@@ -4,6 +4,7 @@ from rm_plugins.remote.call import Outcome, ScoringCall
 from rm_plugins.remote.fleet import Fleet
 from rm_plugins.remote.items import SendableSamples
 from rm_plugins.remote.sendable import SendableQuestions
+from rm_plugins.remote.server_calls import ServerCalls
 from rm_plugins.remote.settings import Settings
 from rm_plugins.remote.spec_settings import checked_settings, checked_urls
 
@@ -13,6 +14,7 @@ __all__ = [
     "ScoringCall",
     "SendableQuestions",
     "SendableSamples",
+    "ServerCalls",
     "Settings",
     "checked_settings",
     "checked_urls",

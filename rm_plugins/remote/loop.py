@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rm_plugins.per_process import PerProcess
 from rm_plugins.scoring_threads import ended_by_stop
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ class Network:
     def __init__(self) -> None:
         from rm_plugins.remote.connections import THREAD_NAME  # here, because it imports the HTTP client, which takes a while
 
-        self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name=THREAD_NAME, daemon=True)
         self._thread.start()
@@ -76,36 +75,21 @@ class Network:
                 self.loop.close()
 
 
-_lock = threading.Lock()
-_current: Network | None = None
-_of_parents: list[object] = []
-"""Networks of parent processes, kept alive after a fork: freeing them would close sockets that are shared with the parents."""
+_network = PerProcess[Network]()
 
 
 def network() -> Network:
-    """The network of this process, created on first use; after a fork, the child creates its own."""
-    global _current
-    with _lock:
-        if _current is None:
-            _current = Network()
-        return _current
-
-
-def _forget_network() -> None:
-    global _lock, _current
-    _lock = threading.Lock()  # another thread may have held it at the fork
-    _of_parents.append(_current)
-    _current = None
+    """The network of this process, created on first use."""
+    return _network.made(Network)
 
 
 def _stop_network() -> None:
-    if _current is not None:
+    current = _network.take()
+    if current is not None:
         try:
-            _current.stop()
+            current.stop()
         except TimeoutError:
             return  # the thread is a daemon, so the process can end anyway
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_network)
 atexit.register(_stop_network)

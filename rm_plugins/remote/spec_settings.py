@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rm_plugins.errors import SpecError
+from rm_plugins.missing_path import not_there
 from rm_plugins.remote.settings import Settings
 
 DEADLINE = 600.0
@@ -53,7 +54,7 @@ def checked_settings(
         called = f" {api_key_env}" if re.fullmatch(r"[A-Z_][A-Z0-9_]*", api_key_env) else " of this name"
         raise SpecError(f"the environment variable{called} is not set. It must hold the server's key.", key="api_key_env")
     if ca_file is not None and not Path(ca_file).is_file():
-        raise SpecError(f"there is no file {ca_file!r}.", key="ca_file")
+        raise SpecError(f"there is no file {ca_file!r}{not_there(Path(ca_file), ca_file)}", key="ca_file")
     return Settings(
         api_key_env=api_key_env,
         headers=_checked_headers(headers or {}),

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from rm_plugins.errors import DataError
 from rm_plugins.files import check_output, in_utf8, replacing
+from rm_plugins.missing_path import not_there
 from rm_plugins.samples import Message, Sample, text_of
 from rm_plugins.scores import MEMBER, FloatArray, Scores, parts_of_columns
 
@@ -296,9 +297,10 @@ def read_journal(folder: Path | str, *, rank: int | None = None) -> Iterator[Jou
     ranks = "*" if rank is None else str(rank)
     files = {kind: sorted(folder.glob(f"{kind}-rank{ranks}-*.parquet")) for kind in ("figures", "samples")}
     if not any(files.values()):
+        lacks = ": no file samples-rank*.parquet." if folder.is_dir() else not_there(folder)
         raise DataError(
-            f"There is no journal in {str(folder)!r}: no file samples-rank*.parquet. RewardWatch(..., journal=FOLDER) writes "
-            "one, at checkpoints and at the end of the training."
+            f"There is no journal in {str(folder)!r}{lacks} RewardWatch(..., journal=FOLDER) writes one, at checkpoints and at the end of "
+            "the training."
         )
     return _steps(files)
 

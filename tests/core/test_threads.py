@@ -6,6 +6,7 @@ import copy
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ import rm_plugins as rm
 from rm_plugins.engine.engine import ScoringEngine
 from rm_plugins.models.as_loaded import as_loaded
 from rm_plugins.one_thread import OneThread
+from rm_plugins.per_process import PerProcess
 from rm_plugins.providers.models.model_in_memory import ModelInMemory
 from rm_plugins.testing import FixedProvider, check_provider
 from tests.cheap_ensembles.conftest import adapters_of
@@ -288,6 +290,45 @@ class TestOneThread:
         done.set()
         holder.join()
         assert ended == 0
+
+
+class TestPerProcess:
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda held: pickle.loads(pickle.dumps(held))])
+    def test_a_copy_is_empty(self, copied: Callable[[PerProcess[object]], PerProcess[object]]) -> None:
+        held = PerProcess[object]()
+        own = held.made(object)
+        other = copied(held)
+        assert other.value is None
+        assert other.made(object) is not own
+        assert held.take() is own
+        assert held.take() is None
+
+    def test_threads_that_ask_at_once_share_one(self) -> None:
+        held = PerProcess[object]()
+        assert len({id(value) for value in in_threads(lambda call: held.made(object), 32, threads=8)}) == 1
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+    def test_a_fork_makes_its_own_also_while_a_thread_of_the_parent_makes_one(self) -> None:
+        held, later, making, done = PerProcess[list[int]](), PerProcess[object](), threading.Event(), threading.Event()
+        own = held.made(lambda: [os.getpid()])
+        maker = threading.Thread(target=lambda: later.made(lambda: (making.set(), done.wait(30))))
+        maker.start()
+        making.wait(30)
+        if (child := os.fork()) == 0:
+            own_is_not_given = held.value is held.take() is None
+            is_right = own_is_not_given and held.made(lambda: [os.getpid()]) == [os.getpid()] and later.made(object) is not None
+            os._exit(0 if is_right else 1)
+        ends = time.monotonic() + 20
+        while (waited := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < ends:
+            time.sleep(0.01)
+        if waited[0] == 0:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        done.set()
+        maker.join()
+        assert waited == (child, 0)
+        assert held.made(lambda: []) is own
 
 
 def enters(alone: OneThread) -> bool:

@@ -64,7 +64,9 @@ class TestCounts:
     def test_nothing(self) -> None:
         report = checked([])
         assert not report.is_trainable
-        assert only(report, "nothing-to-train-on").description == "no row has a comparison, a rating or a label"
+        assert only(report, "nothing-to-train-on").description.startswith(
+            "no row has a comparison, a rating or a label; add columns"
+        )
         assert (report.lengths, report.length_bias) == ({}, None)
 
     @pytest.mark.parametrize(
@@ -264,7 +266,9 @@ class TestTexts:
     def test_nothing_is_left_if_every_row_is_long(self) -> None:
         report = checked([pair("pp", "aa", "b"), {"prompt": "p"}], max_length=3)
         assert problems(report)["nothing-to-train-on"] == (0, [])
-        assert [problem.description for problem in report.problems][1] == "every row is longer than 3 characters"
+        assert [problem.description for problem in report.problems][1] == (
+            "every row is longer than 3 characters; raise max_length, or shorten the texts"
+        )
 
 
 @given(st.lists(st.tuples(*[st.sampled_from("xyz")] * 3), max_size=20))

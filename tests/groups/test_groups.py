@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rm_plugins as rm
-from rm_plugins.errors import DataError, SpecError
+from rm_plugins.errors import DataError, ScoringError, SpecError
 from rm_plugins.evaluation import evaluate
 from rm_plugins.groups import RowGroups, groups_of, rows_as_groups
 from rm_plugins.providers.combinators.parts import compares_samples, groupings
 from rm_plugins.spec import component
 from rm_plugins.transforms import Chain, RankInGroup, Scale, ZScoreInGroup
-from tests.groups.grouped_rewards import Shorter, length
+from tests.groups.grouped_rewards import RUNNING, Shorter, length
 
 CONVERSATION = [{"role": "user", "content": "Q"}]
 
@@ -27,6 +27,22 @@ def samples(*prompts: Any, **columns: Sequence[Any]) -> list[rm.Sample]:
         rm.Sample(prompt, str(row), {name: values[row] for name, values in columns.items()})
         for row, prompt in enumerate(prompts)
     ]
+
+
+class Refusing(rm.Transform):
+    """Refuses samples without an id, but does not say that it groups by it."""
+
+    name = "refusing"
+
+    def __call__(self, values: Any, samples: Sequence[rm.Sample]) -> Any:
+        lacking = [row for row, sample in enumerate(samples) if sample.columns["id"] is None]
+        if lacking:
+            raise ScoringError("there is no id", rows=lacking)
+        return values
+
+
+RANKED = {"name": "rank-in-group", "group": "id"}
+REFUSING = Refusing()
 
 
 class TestGroups:
@@ -55,6 +71,31 @@ class TestGroups:
         scores = reward.score([*given, rm.Sample("a", "34", {"id": 1})])
         np.testing.assert_array_equal(scores.values, [0.0, np.nan, np.nan, 1.0])
         assert set(scores.errors) == {1, 2}
+
+    @given(
+        st.lists(st.sampled_from([1, 2, None]), min_size=1, max_size=8),
+        st.sampled_from([RANKED, [RUNNING, RANKED], [RANKED, RUNNING], [REFUSING, RUNNING]]),
+    )
+    def test_the_other_rows_are_scored_and_learned_from_once(self, ids: list[int | None], transform: Any) -> None:
+        scored: list[rm.Sample] = []
+
+        def counted(samples: Sequence[rm.Sample]) -> list[float | None]:
+            scored.extend(samples)
+            return length(samples)
+
+        def reward(score: Any) -> rm.Provider:
+            made = rm.load(score, transform=component("transform", transform), on_error="abstain")
+            return rm.load({"provider": "sum", "members": [made], "on_error": "abstain"})
+
+        given = [rm.Sample("a", "x" * row, {"id": value}) for row, value in enumerate(ids, start=1)]
+        fit = [row for row, value in enumerate(ids) if value is not None]
+        one, other = reward(counted), reward(length)
+        scores = one.score(given)
+        assert len({id(sample) for sample in scored}) == len(scored) >= len(fit)
+        assert set(scores.parts["0"].errors) == set(range(len(ids))) - {*fit}
+        expected = other.score([given[row] for row in fit])
+        np.testing.assert_array_equal(scores.values[fit], expected.values)
+        assert one.children["members[0]"].transform.state() == other.children["members[0]"].transform.state()
 
     def test_a_row_of_judged_data_is_a_group(self) -> None:
         rows = [samples("a", "a"), samples("a", "a", ""), samples("a"), samples("a")]

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import rm_plugins as rm
 from rm_plugins.data.written_mapping import mapping_of
 from rm_plugins.errors import ModelError, SpecError
-from rm_plugins.spec import MOST_PROVIDERS, SPEC_VARIABLE
+from rm_plugins.named_rewards import SPEC_VARIABLE
+from rm_plugins.spec import MOST_PROVIDERS
 from rm_plugins.written_settings import MOST_BYTES, MOST_LEVELS, beyond_bounds, parsed_yaml
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))

@@ -13,7 +13,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_plugins.data.judgements import Judgement, attribute_names, judgement, numbers_of
+from rm_plugins.data.judged_values import numbers_of
+from rm_plugins.data.judgements import Judgement, attribute_names, judgement
 from rm_plugins.data.plain_values import plain_row, plain_value
 from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import json_line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 from collections import Counter
@@ -218,6 +219,22 @@ def test_the_key_is_sent_and_appears_nowhere(monkeypatch: pytest.MonkeyPatch) ->
         assert "sk-very-secret-key" not in reply.error
         assert b"sk-very-secret-key" not in pickle.dumps(made)
         assert pickle.loads(pickle.dumps(made)).ask([question()])[0].error == reply.error
+        made.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_asks_over_connections_of_its_own() -> None:
+    with serving(says("Yes")) as url:
+        made = component("judge", {"name": "openai", "url": url})
+        (reply,) = made.ask([question()])
+        if (child := os.fork()) == 0:
+            is_right = made.ask([question()]) == [reply] and made.counts["requests"] == 2
+            made.close()
+            os._exit(0 if is_right else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert made.ask([question()]) == [reply]
+        assert made.counts["requests"] == 2
         made.close()
 
 

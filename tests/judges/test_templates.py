@@ -84,7 +84,7 @@ def test_what_a_value_cannot_do_is_an_error_of_the_row() -> None:
         ("{{ completion | shout }}", "template: not a valid Jinja template: .*shout"),
         ("{{ prompt }}", "must use 'completion' or 'messages'"),
         ("pointwize", r"Did you mean 'pointwise'\? Allowed: listwise, pairwise, pointwise"),
-        ("absent.jinja", "cannot be read: No such file"),
+        ("absent.jinja", "There is no file"),
     ],
 )
 def test_a_wrong_template_is_refused_when_it_is_loaded(template: str, message: str) -> None:

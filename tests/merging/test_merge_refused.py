@@ -204,7 +204,7 @@ class TestProgram:
             ("a",): "Error: Averaging needs at least two models, not 1.",
             ("a", "b", "--weights", "1,x"): "'1,x' is not a list of numbers such as 1,1,2.",
             ("a", "b", "--weights", "1"): "Error: weights: there must be one for each of the 2 models",
-            ("a", "b", "--data", "absent.jsonl"): "Error: There is no file 'absent.jsonl'.",
+            ("a", "b", "--data", "absent.jsonl"): "Error: There is no file 'absent.jsonl' (looked for",
             ("a", "absent"): "absent",
         }.items():
             result = run(*arguments, "-o", "merged")

@@ -75,17 +75,17 @@ class TestLimitedProcess:
     def test_every_request_has_its_own_time_and_the_process_stays(self, process: LimitedProcess) -> None:
         first = process(["pid"])
         assert process([*range(5_000), "x" * MEGABYTE, "pid"])[-1:] == first
-        assert process._child is not None and process._child.pid == first[0]
+        assert process._child.value is not None and process._child.value.process.pid == first[0]
 
     def test_it_starts_with_the_first_request_and_ends_when_it_is_closed(self, process: LimitedProcess) -> None:
-        assert process._child is None
+        assert process._child.value is None
         process([])
-        assert process._child is None
+        assert process._child.value is None
         process(["pid"])
-        child: Any = process._child
+        child: Any = process._child.value
         process.close()
-        assert child.poll() is not None
-        assert process(["pid"]) != [child.pid]
+        assert child.process.poll() is not None
+        assert process(["pid"]) != [child.process.pid]
 
     def test_threads_share_it(self, process: LimitedProcess) -> None:
         found: dict[int, Any] = {}

@@ -146,14 +146,14 @@ class TestMathVerify:
     def test_a_fork_has_a_process_of_its_own(self, math: Any) -> None:
         sample = rm.Sample("Q", "4", {"solution": "4"})
         math.score([sample])
-        parents = math._comparison._child.pid
+        parents = math._comparison._child.value.process.pid
         if (forked := os.fork()) == 0:
-            right = math.score([sample]).values.tolist() == [1] and math._comparison._child.pid != parents
+            right = math.score([sample]).values.tolist() == [1] and math._comparison._child.value.process.pid != parents
             math.close()
             os._exit(0 if right else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == 0
         assert math.score([sample]).values.tolist() == [1]
-        assert math._comparison._child.pid == parents
+        assert math._comparison._child.value.process.pid == parents
 
     @pytest.mark.parametrize(
         ("columns", "message"),

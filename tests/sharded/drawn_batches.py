@@ -21,7 +21,7 @@ from rm_plugins.losses.loss import needs_of, own_needs
 from rm_plugins.losses.needs import BATCH_NEEDS
 from rm_plugins.processes import all_gathered
 from rm_plugins_trl import RewardTrainer
-from rm_plugins_trl.reward_training import reward_trainer
+from rm_plugins_trl.reward_training import loss_trainer
 from rm_plugins_trl.reward_training.chosen_loss import chosen_regularizer
 from rm_plugins_trl.reward_training.global_batch import whole_weight
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
@@ -238,7 +238,7 @@ class _Trainer(RewardTrainer):
 @contextmanager
 def _one_process() -> Iterator[None]:
     """Within it, the trainer computes what it does where there is no other process."""
-    names = vars(reward_trainer)
+    names = vars(loss_trainer)
     gathers, names["all_gathered"] = names["all_gathered"], lambda value, _: [value]
     try:
         yield

@@ -15,9 +15,10 @@ import rm_plugins as rm
 from rm_plugins.errors import ModelError, SpecError, UnknownNameError
 from rm_plugins.identity import fingerprint
 from rm_plugins.losses.bradley_terry import BradleyTerry
+from rm_plugins.named_rewards import named_rewards
 from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
-from rm_plugins.spec import component, named_rewards
+from rm_plugins.spec import component
 from rm_plugins.transforms import Clip
 from tests.specs.conftest import REGISTRY, SAMPLES, Constant, load, refused
 
@@ -214,7 +215,7 @@ class TestNamedRewards:
 
     def test_a_variable_that_names_no_file_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RM_PLUGINS_SPEC", "absent.yaml")
-        assert "RM_PLUGINS_SPEC names 'absent.yaml', which is not a file" in refused("helpful")
+        assert "RM_PLUGINS_SPEC names the file 'absent.yaml', which does not exist (looked for" in refused("helpful")
 
     @pytest.mark.usefixtures("rewards")
     def test_the_nearest_name_is_offered(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 from filelock import FileLock
 from packaging.version import Version
 from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
+from trl import GRPOConfig
 from trl import __version__ as trl_version
 
 from tests.conftest import make_tokenizer
@@ -45,6 +46,27 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write rows as JSON Lines; returns the path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def settings(folder: Path, **changes: Any) -> dict[str, Any]:
+    """The settings of any of TRL's trainers for a few quiet steps on a CPU."""
+    small = {
+        "output_dir": str(folder / "out"),
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+    }
+    return {**small, **changes}
+
+
+def grpo_config(folder: Path, **changes: Any) -> GRPOConfig:
+    """`settings` for GRPO, with two short completions per prompt."""
+    return GRPOConfig(**settings(folder, **{"num_generations": 2, "max_completion_length": 8, **changes}))
 
 
 def tiny_config(tokenizer: Any, **changes: Any) -> Qwen2Config:

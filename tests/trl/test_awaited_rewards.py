@@ -27,8 +27,8 @@ from rm_plugins_trl.turns import Turns
 from tests.fake_servers.native import native
 from tests.servers import serving
 from tests.trl import awaited_scorers
-from tests.trl.conftest import TRL_WARNINGS, newest_trl
-from tests.trl.test_reward_function import ROWS, settings
+from tests.trl.conftest import TRL_WARNINGS, newest_trl, settings
+from tests.trl.test_reward_function import ROWS
 from tests.warm_process import run_warm_group
 
 pytestmark = TRL_WARNINGS

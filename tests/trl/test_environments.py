@@ -12,12 +12,11 @@ import pytest
 import trl
 from datasets import Dataset
 from transformers import AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 import rm_plugins as rm
 from rm_plugins_trl import reward_func
-from tests.trl.conftest import TRL_WARNINGS, newest_trl
-from tests.trl.test_reward_function import settings
+from tests.trl.conftest import TRL_WARNINGS, grpo_config, newest_trl
 
 pytestmark = [*TRL_WARNINGS, newest_trl, pytest.mark.filterwarnings("ignore:You are using 'environment_factory'")]
 
@@ -84,7 +83,7 @@ def test_a_provider_is_an_environments_reward_and_a_function_sees_the_environmen
     trainer = GRPOTrainer(
         model=str(policy),
         reward_funcs=[reward_func(both, name="both")],
-        args=GRPOConfig(**settings(tmp_path, num_generations=2, max_completion_length=8, shuffle_dataset=False)),
+        args=grpo_config(tmp_path, shuffle_dataset=False),
         train_dataset=Dataset.from_list(rows),
         environment_factory=room,
     )

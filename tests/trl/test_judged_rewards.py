@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 import rm_plugins as rm
 from rm_plugins_trl import reward_func
 from tests.fake_servers.chat import chat
 from tests.fake_servers.judge import Choice, choice
 from tests.servers import serving
-from tests.trl.conftest import TRL_WARNINGS
+from tests.trl.conftest import TRL_WARNINGS, grpo_config
 
 pytestmark = TRL_WARNINGS
 
@@ -61,20 +61,7 @@ def test_grpo_learns_from_a_rubric(cached: bool, tiny_policy: Path, tmp_path: Pa
         trainer = GRPOTrainer(
             model=str(tiny_policy),
             reward_funcs=[reward, watched],
-            args=GRPOConfig(
-                output_dir=str(tmp_path / "out"),
-                per_device_train_batch_size=4,
-                num_generations=2,
-                max_completion_length=8,
-                max_steps=3,
-                logging_steps=1,
-                report_to="none",
-                disable_tqdm=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                save_strategy="no",
-                seed=0,
-            ),
+            args=grpo_config(tmp_path, max_steps=3, seed=0),
             train_dataset=Dataset.from_list(ROWS),
         )
         trainer.train()

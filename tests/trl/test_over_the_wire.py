@@ -14,12 +14,12 @@ import httpx2
 import pytest
 from datasets import Dataset
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 import rm_plugins as rm
 from rm_plugins_trl import reward_func
 from tests.servers import RewardServer, workers_of
-from tests.trl.conftest import TRL_WARNINGS, newest_trl
+from tests.trl.conftest import TRL_WARNINGS, grpo_config, newest_trl
 
 pytestmark = TRL_WARNINGS
 
@@ -66,19 +66,7 @@ def train(reward: rm.Provider, folder: Path, policy: Path, out: Path, callback: 
     trainer = GRPOTrainer(
         model=str(policy),
         reward_funcs=[reward_func(reward, name="remote"), reward_func(folder, name="local")],
-        args=GRPOConfig(
-            output_dir=str(out),
-            per_device_train_batch_size=4,
-            num_generations=2,
-            max_completion_length=8,
-            max_steps=4,
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            save_strategy="no",
-        ),
+        args=grpo_config(out, max_steps=4),
         train_dataset=PROMPTS,
         callbacks=[callback],
     )

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 import rm_plugins as rm
 from rm_plugins.evaluation import evaluate_pairs
 from rm_plugins_trl import reward_func
-from tests.trl.conftest import HELD_OUT, newest_trl, write_jsonl
+from tests.trl.conftest import HELD_OUT, grpo_config, newest_trl, write_jsonl
 from tests.warm_process import run_warm
 
 pytestmark = [
@@ -59,19 +59,7 @@ def test_grpo_of_smollm2(
     trainer = GRPOTrainer(
         model=str(smollm2_path),
         reward_funcs=[reward_func(polarity_model, name="polarity")],
-        args=GRPOConfig(
-            output_dir=str(tmp_path),
-            per_device_train_batch_size=4,
-            num_generations=4,
-            max_completion_length=16,
-            max_steps=2,
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            save_strategy="no",
-        ),
+        args=grpo_config(tmp_path, num_generations=4, max_completion_length=16),
         train_dataset=real_prompts(polarity_pairs, 8),
     )
     trainer.train()

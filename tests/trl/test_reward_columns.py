@@ -27,8 +27,8 @@ from rm_plugins.training.journal import read_journal
 from rm_plugins.training.reward_state import reward_state
 from rm_plugins_trl import RewardColumn, RewardWatch, reward_func, reward_funcs
 from tests.servers import serving
-from tests.trl.conftest import TRL_WARNINGS, newest_trl
-from tests.trl.test_reward_function import ROWS, settings
+from tests.trl.conftest import TRL_WARNINGS, grpo_config, newest_trl, settings
+from tests.trl.test_reward_function import ROWS
 
 pytestmark = TRL_WARNINGS
 
@@ -139,10 +139,7 @@ class TestInTrainers:
         trainer = GRPOTrainer(
             model=str(tiny_policy),
             reward_funcs=list(columns),
-            args=GRPOConfig(
-                **settings(tmp_path, num_generations=2, max_completion_length=8, eval_strategy="steps", eval_steps=1),
-                per_device_eval_batch_size=2,
-            ),
+            args=grpo_config(tmp_path, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=2),
             train_dataset=Dataset.from_list(ROWS),
             eval_dataset=Dataset.from_list(ROWS),
             callbacks=[watch],
@@ -165,16 +162,7 @@ class TestInTrainers:
             trainer = GRPOTrainer(
                 model=str(tiny_policy),
                 reward_funcs=list(rewards),
-                args=GRPOConfig(
-                    **settings(
-                        tmp_path,
-                        output_dir=str(tmp_path / folder),
-                        num_generations=2,
-                        max_completion_length=8,
-                        save_strategy="steps",
-                        save_steps=1,
-                    ),
-                ),
+                args=grpo_config(tmp_path, output_dir=str(tmp_path / folder), save_strategy="steps", save_steps=1),
                 train_dataset=Dataset.from_list(ROWS),
             )
             trainer.train(resume_from_checkpoint=resume)

@@ -23,7 +23,7 @@ import rm_plugins as rm
 from rm_plugins.errors import DataError, ModelError, ScoringError, SpecError
 from rm_plugins.samples import text_of
 from rm_plugins_trl import RewardFunction, reward_func
-from tests.trl.conftest import TRL_WARNINGS
+from tests.trl.conftest import TRL_WARNINGS, settings
 
 pytestmark = TRL_WARNINGS
 
@@ -50,21 +50,6 @@ class Recorder(rm.Provider):
 
 def length_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
     return [float(len(text_of(completion))) for completion in completions]
-
-
-def settings(folder: Path, **more: Any) -> dict[str, Any]:
-    found = {
-        "output_dir": str(folder / "out"),
-        "per_device_train_batch_size": 4,
-        "max_steps": 2,
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "save_strategy": "no",
-    }
-    return {**found, **more}
 
 
 @pytest.mark.parametrize("conversational", [False, True])

@@ -15,13 +15,14 @@ import pytest
 from click.testing import CliRunner
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 import rm_plugins as rm
 from rm_plugins.cli import main
 from rm_plugins.errors import DataError, OutputError, SpecError
 from rm_plugins.training.journal import JournalStep, read_journal
 from rm_plugins_trl import RewardWatch, reward_func
+from tests.trl.conftest import grpo_config
 
 pytestmark = [
     # TRL's, accelerate's and transformers' own, on a machine without an accelerator.
@@ -54,24 +55,10 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
 
 
 def trainer_of(policy: Path, folder: Path, rewards: list[Any], callbacks: list[Any], **more: Any) -> Any:
-    settings = {
-        "output_dir": str(folder / "out"),
-        "per_device_train_batch_size": 4,
-        "num_generations": 2,
-        "max_completion_length": 8,
-        "max_steps": 4,
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "seed": 0,
-    }
     return GRPOTrainer(
         model=str(policy),
         reward_funcs=rewards,
-        args=GRPOConfig(**{**settings, **more}),
+        args=grpo_config(folder, **{"max_steps": 4, "seed": 0, **more}),
         train_dataset=PROMPTS,
         eval_dataset=PROMPTS,
         callbacks=callbacks,

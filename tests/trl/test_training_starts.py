@@ -111,7 +111,12 @@ class TestModels:
     @pytest.mark.parametrize(
         ("name", "said"),
         [
-            ("./nowhere", r"There is no folder '\./nowhere', and a model id has the form OWNER/NAME"),
+            (
+                "./nowhere",
+                r"There is no folder '\./nowhere' \(looked for /.*/nowhere\)\. Check the path\. A model id of the hub has",
+            ),
+            ("./adaptr", r"There is no folder '\./adaptr' \(looked for /.*/adaptr\)\. Did you mean 'adapter'\?"),
+            ("adaptr", r"no model of that id could be read from the hub\. Did you mean 'adapter'\? HF_HUB_OFFLINE is set"),
             ("nowhere", r"no model of that id could be read from the hub\. HF_HUB_OFFLINE is set"),
             ("empty", r"The folder 'empty' has no config\.json, so it holds no model to train\. It holds checkpoint-3"),
             ("adapter", r"'adapter' holds an adapter without its base model"),
@@ -141,7 +146,9 @@ class TestData:
 
     def test_of_other_kinds(self, tmp_path: Path) -> None:
         text = tmp_path / "pairs.txt"
-        with pytest.raises(DataError, match=r"There is no file or folder '.*pairs\.txt' \(files of rows end in \.jsonl"):
+        with pytest.raises(
+            DataError, match=r"There is no file or folder '.*pairs\.txt'\. Check the path\. Files of rows end in \.jsonl"
+        ):
             reward_dataset(str(text))
         text.write_text("hello\n")
         with pytest.raises(DataError, match=r"pairs\.txt' is not a file of rows: its name must end in \.jsonl"):

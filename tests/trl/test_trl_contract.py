@@ -19,8 +19,8 @@ import rm_plugins as rm
 from rm_plugins.errors import DataError, ScoringError, SpecError
 from rm_plugins_trl import reward_func
 from rm_plugins_trl.inner_logs import InnerLogs
-from tests.trl.conftest import TRL_WARNINGS
-from tests.trl.test_reward_function import ROWS, settings
+from tests.trl.conftest import TRL_WARNINGS, settings
+from tests.trl.test_reward_function import ROWS
 
 pytestmark = TRL_WARNINGS
 

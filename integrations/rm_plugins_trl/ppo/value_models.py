@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rm_plugins.engine.prefix_cache import is_causal, is_decoder
 from rm_plugins.errors import ModelError
+from rm_plugins.missing_path import not_there
 from rm_plugins.models.adapters import without_adapter
 from rm_plugins.models.checkpoint import load_model, module_of
 from rm_plugins.models.embeddings import embedded_tokens
@@ -112,7 +113,7 @@ def load_value_model(
         ModelError: It is not a model, has no weights as safetensors, lacks weights beside the head, or has code that may not run.
     """
     if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
-        raise ModelError(f"There is no folder {source} to load a value model from. Check the path.")
+        raise ModelError(f"There is no folder {source!r} to load a value model from{not_there(Path(source), source)}")
     config = load_config(source, code_setting=CODE_SETTING, trust_remote_code=trust_remote_code)
     if config is not None and _is_language_model(source, config):
         base, model = None, _with_new_head(source, dtype, trust_remote_code)

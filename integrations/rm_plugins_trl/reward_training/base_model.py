@@ -14,6 +14,7 @@ from rm_plugins.engine.partitioned import parameter_count
 from rm_plugins.engine.prefix_cache import is_decoder
 from rm_plugins.engine.transformers_internals import loads_whole
 from rm_plugins.errors import ModelError, SpecError
+from rm_plugins.missing_path import nearest_path, not_there
 from rm_plugins.models.model_folder import CONFIG_NAME, load_config, load_tokenizer
 from rm_plugins_trl.reward_training.checkpoints import complete_checkpoints
 
@@ -62,7 +63,9 @@ def model_config(source: str, args: Any) -> PretrainedConfig:
     settings = dict(args.model_init_kwargs or {})
     path = Path(source)
     if not path.exists() and not _is_hub_id(source):
-        raise ModelError(f"There is no folder {source!r}, and a model id has the form OWNER/NAME. Check the path.")
+        raise ModelError(
+            f"There is no folder {source!r}{not_there(path, source)} A model id of the hub has the form OWNER/NAME."
+        )
     config = load_config(
         source, code_setting=CODE_SETTING, revision=settings.get("revision"), trust_remote_code=trusts_code(args)
     )
@@ -82,9 +85,11 @@ def model_config(source: str, args: Any) -> PretrainedConfig:
         hint = f" It holds {', '.join(checkpoints)}: name one of them." if checkpoints else ""
         raise ModelError(f"The folder {source!r} has no {CONFIG_NAME}, so it holds no model to train.{hint}")
     offline = " HF_HUB_OFFLINE is set, so only models that were downloaded before can be used." if _is_offline() else ""
+    meant = nearest_path(path)
+    local = f" Did you mean {str(meant)!r}?" if meant else ""
     raise ModelError(
-        f"There is no folder {source!r}, and no model of that id could be read from the hub.{offline} Check the spelling, the network, and "
-        "for a private model your login (`hf auth login`)."
+        f"There is no folder {source!r}, and no model of that id could be read from the hub.{local}{offline} Check the spelling, the "
+        "network, and for a private model your login (`hf auth login`)."
     )
 
 

@@ -20,7 +20,7 @@ from rm_plugins.engine.shards import shards_of
 from rm_plugins.errors import TrainingError
 from rm_plugins.models.golden import golden_scores
 from rm_plugins.models.heads import Heads
-from rm_plugins.models.manifest import GoldenScore, Manifest, SampleFormat, ScoreStatistics, file_digests
+from rm_plugins.models.manifest import GoldenScore, Manifest, file_digests
 from rm_plugins.rendering.render import Renderer
 from rm_plugins_trl.reward_training.checkpoints import last_checkpoint
 
@@ -31,22 +31,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def write_trained_manifest(
-    folder: Path,
-    model: PreTrainedModel | None,
-    renderer: Renderer,
-    *,
-    heads: Heads,
-    statistics: ScoreStatistics | None,
-    training: dict[str, Any],
-    trained_on: SampleFormat | None = None,
-) -> None:
+def write_trained_manifest(trainer: Any, folder: Path, model: PreTrainedModel | None) -> None:
     """Write the manifest of the model that was just saved into `folder`, if one was saved: with sharded weights, perhaps none was.
 
-    `model` gives the golden scores; None if it cannot score in this process.
+    Args:
+        trainer: The `RewardTrainer`, which has rendered data.
+        folder: The folder.
+        model: Gives the golden scores; None if it cannot score in this process.
     """
+    renderer: Renderer | None = trainer.renderer
+    heads: Heads = trainer.heads
     files = file_digests(folder)
-    if not files:
+    if not files or renderer is None:
         return
     packages = ("torch", "transformers", "trl", "datasets")
     golden, problem = _golden(model, renderer, heads)
@@ -57,9 +53,9 @@ def write_trained_manifest(
         rendering=renderer.rendering,
         dtype="float32" if model is None else str(model.dtype).removeprefix("torch."),
         heads=heads if len(heads) > 1 else None,
-        statistics=statistics,
-        training=training,
-        trained_on=trained_on,
+        statistics=trainer.score_statistics,
+        training=training_facts(trainer),
+        trained_on=trainer.trained_on,
         files=files,
         golden=golden,
     ).write(folder)

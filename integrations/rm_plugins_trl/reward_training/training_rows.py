@@ -15,7 +15,8 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 
 from rm_plugins.data.answers import answers
 from rm_plugins.data.equal_pairs import equal_pairs
-from rm_plugins.data.judgements import Judgement, attribute_names, judgement, numbers_of, weight_of
+from rm_plugins.data.judged_values import numbers_of
+from rm_plugins.data.judgements import Judgement, attribute_names, judgement, weight_of
 from rm_plugins.data.presets import ignored_verdicts, warning_of_ignored
 from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import json_line

@@ -186,7 +186,8 @@ def learns_while_scoring(part: Provider) -> bool:
 def _groupings_of_part(part: Provider) -> Iterator[str | None]:
     if part.depends_on_batch:
         yield part.group
-    yield from (transform.group for transform in _nested_transforms(part) if transform.depends_on_batch)
+    for transform in part.transforms.values():
+        yield from transform.groupings
 
 
 def _nested_transforms(holder: Provider | Transform) -> Iterator[Transform]:

@@ -10,6 +10,7 @@ import numpy as np
 from rm_plugins.component import ModelSource
 from rm_plugins.errors import SpecError
 from rm_plugins.provider import Provider
+from rm_plugins.providers.rules.window import Window
 from rm_plugins.samples import Sample, Turns, completion_texts
 from rm_plugins.scores import Scores
 
@@ -49,13 +50,7 @@ class LengthWindow(Provider):
         trust_remote_code: bool = False,
         completion: Turns = "assistant",
     ) -> None:
-        for key, number in {"low": low, "high": high, "soft": soft}.items():
-            if number is not None and number < 0:
-                raise SpecError(f"a number of {unit} must not be negative; got {number}.", key=key)
-        if low is None and high is None:
-            raise SpecError("length-window needs `low`, `high`, or both.")
-        if low is not None and high is not None and low > high:
-            raise SpecError(f"must not be above high, which is {high}; got {low}.", key="low")
+        self._window = Window(self.name, unit, low=low, high=high, soft=soft)
         if unit == "tokens" and tokenizer is None:
             raise SpecError("`unit: tokens` needs a tokenizer: the folder or model id of the policy.", key="tokenizer")
         if unit != "tokens" and tokenizer is not None:
@@ -85,9 +80,7 @@ class LengthWindow(Provider):
         texts, errors = completion_texts(samples, self.completion)
         lengths = np.full(len(samples), np.nan)
         lengths[list(texts)] = self._lengths(list(texts.values()))
-        outside = np.maximum(0, np.maximum(self.low - lengths, lengths - self.high))
-        values = np.maximum(0, 1 - outside / self.soft) if self.soft else (outside == 0).astype(np.float64)
-        return Scores(values, errors=errors)
+        return Scores(self._window.scores(lengths), errors=errors)
 
     def _lengths(self, texts: list[str]) -> list[int]:
         if self._tokenizer is not None and texts:

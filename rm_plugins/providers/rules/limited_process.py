@@ -18,11 +18,14 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from rm_plugins.errors import ScoringError
+from rm_plugins.one_thread import OneThread
+from rm_plugins.per_process import PerProcess
 
 _SECONDS_TO_START = 120.0
 _MEMORY = 4 * 2**30
@@ -53,9 +56,8 @@ class LimitedProcess:
         self.made_by = made_by
         self.setting = setting
         self.seconds = seconds
-        self._child: subprocess.Popen[str] | None
-        self._end: Callable[[], Any] | None
-        self._forget()
+        self._one_thread = OneThread()
+        self._child = PerProcess[_Child]()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.made_by, self.setting, self.seconds)
@@ -69,9 +71,7 @@ class LimitedProcess:
         written = [json.dumps(request) for request in requests]
         answers: list[Answer] = []
         while len(answers) < len(written):
-            if self._owner != os.getpid():  # after a fork: the process and the lock, which may be held, belong to the parent
-                self._forget()
-            with self._lock:
+            with self._one_thread:
                 try:
                     answers += self._answered(_beginning(written, len(answers)))
                 except BaseException:  # else an unread answer would be taken as the next request's
@@ -81,14 +81,9 @@ class LimitedProcess:
 
     def close(self) -> None:
         """End the process; the next request starts another."""
-        if self._end is not None:
-            self._end()
-        self._child = self._end = None
-
-    def _forget(self) -> None:
-        self._owner = os.getpid()
-        self._lock = threading.Lock()
-        self._child = self._end = None
+        child = self._child.take()
+        if child is not None:
+            child.end()
 
     def _answered(self, written: Sequence[str]) -> list[Answer]:
         """The answers to a few requests, up to the first one that ended the process."""
@@ -111,27 +106,45 @@ class LimitedProcess:
         return answers
 
     def _running(self) -> subprocess.Popen[str]:
-        if self._child is None:
+        child = self._child.made(self._started)
+        if not child.is_ready:
             arguments = (self.made_by, self.setting, self.seconds)
             command = f"from {__name__} import answer_requests; answer_requests(*{arguments!r})"
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-c", "import sys; exec(sys.stdin.readline())"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
-                encoding="utf-8",
-            )
-            self._end = weakref.finalize(self, _ended, self._child, self._owner)
-            with _Watch(self._child, _SECONDS_TO_START):
+            with _Watch(child.process, _SECONDS_TO_START):
                 with suppress(BrokenPipeError):
-                    print(command, file=self._child.stdin, flush=True)
-                is_ready = bool(_line(self._child))
-            if not is_ready:
-                code = self._child.wait()
-                raise ScoringError(
-                    f"The process of {self.made_by} ended with {code} at its start. See its output above for the reason."
-                )
-        return self._child
+                    print(command, file=child.process.stdin, flush=True)
+                child.is_ready = bool(_line(child.process))
+        if not child.is_ready:
+            code = child.process.wait()
+            raise ScoringError(
+                f"The process of {self.made_by} ended with {code} at its start. See its output above for the reason."
+            )
+        return child.process
+
+    def _started(self) -> _Child:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", "import sys; exec(sys.stdin.readline())"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+            encoding="utf-8",
+        )
+        return _Child(process, weakref.finalize(self, _ended, process, os.getpid()))
+
+
+@dataclass(slots=True)
+class _Child:
+    """The process that answers.
+
+    Args:
+        process: It.
+        end: Ends it; called also when the `LimitedProcess` is deleted and when this process ends.
+        is_ready: Whether it takes requests.
+    """
+
+    process: subprocess.Popen[str]
+    end: Callable[[], object]
+    is_ready: bool = False
 
 
 class _Watch:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rm_plugins.errors import SpecError
+import numpy as np
+
 from rm_plugins.providers.rules.tool_calls import tool_calls_of
+from rm_plugins.providers.rules.window import Window
 from rm_plugins.row_provider import RowProvider
 from rm_plugins.samples import Sample
 
@@ -29,13 +31,7 @@ class ToolCount(RowProvider):
     name: ClassVar[str] = "tool-count"
 
     def __init__(self, *, low: int | None = None, high: int | None = None, soft: int = 0, tool: str | None = None) -> None:
-        for key, number in {"low": low, "high": high, "soft": soft}.items():
-            if number is not None and number < 0:
-                raise SpecError(f"a number of calls must not be negative; got {number}.", key=key)
-        if low is None and high is None:
-            raise SpecError("tool-count needs `low`, `high`, or both.")
-        if low is not None and high is not None and low > high:
-            raise SpecError(f"must not be above high, which is {high}; got {low}.", key="low")
+        self._window = Window(self.name, "calls", low=low, high=high, soft=soft)
         self.low = low
         self.high = high
         self.soft = soft
@@ -44,7 +40,4 @@ class ToolCount(RowProvider):
     def score_sample(self, sample: Sample) -> float:
         """Count the calls."""
         count = sum(self.tool in (None, call.name) for call in tool_calls_of(sample, self.called))
-        below = 0 if self.low is None else self.low - count
-        above = 0 if self.high is None else count - self.high
-        outside = max(0, below, above)
-        return max(0.0, 1 - outside / self.soft) if self.soft else float(outside == 0)
+        return float(self._window.scores(np.array([count], dtype=np.float64))[0])
