@@ -15,8 +15,8 @@ _OWN_GROUPS = Path("/proc/self/cgroup")
 def usable_cpus() -> int:
     """The CPUs that the system lets this process use, at least 1.
 
-    That is how many it may run on (CPU affinity; from Python 3.13 on, also ``PYTHON_CPU_COUNT``), and on Linux at most the CPU time that
-    its control groups may use, rounded up, which is how containers are limited.
+    It counts those of the CPU affinity; from Python 3.13 on, ``PYTHON_CPU_COUNT`` replaces that number. On Linux, the limits of control
+    groups count as well, rounded up: containers are limited by them.
     """
     counted = getattr(os, "process_cpu_count", None)  # since Python 3.13
     if counted is not None:
