@@ -115,7 +115,8 @@ bench-serving: $(VENV)/bench.stamp  ## Measure how fast a served reward is and w
 bench-replicas: $(VENV)/dev.stamp  ## Measure how much two replicas on two cores serve and score beside one.
 	$(BIN)/python -m tests.benchmarks.replicas
 
-bench-ray: $(VENV)/models.stamp $(RAY_WORLD).stamp  ## Measure scoring 100,000 rows with two actors of Ray Data beside one process, half an hour.
+bench-ray: $(VENV)/models.stamp $(RAY_WORLD).stamp  ## Measure the overhead of Ray Serve, and scoring 100,000 rows with Ray Data, half an hour.
+	PYTHONPATH=$(CURDIR)/$(RAY_WORLD) $(BIN)/python -m tests.benchmarks.replicas --ray-serve --samples 400 --rounds 5
 	PYTHONPATH=$(CURDIR)/$(RAY_WORLD) $(BIN)/python -m tests.benchmarks.ray_data
 
 bench-gpu: $(VENV)/dev.stamp  ## Measure scoring, training and serving on a GPU in eight minutes, and write their section of docs/benchmarks.md.

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rm_plugins.errors import SpecError
+from rm_plugins.usable_cpus import usable_cpus
 
 CPU = "cpu"
 
@@ -65,7 +66,7 @@ def environment_of(device: str, processes: int) -> dict[str, str]:
         device: The device as this process calls it.
         processes: The number of processes on this machine, which share the CPUs.
     """
-    threads = {} if _THREADS in os.environ else {_THREADS: str(max(1, _cpus() // processes))}
+    threads = shared_threads(processes)
     there = accelerators()
     if not there:
         return threads
@@ -80,8 +81,13 @@ def environment_of(device: str, processes: int) -> dict[str, str]:
     return {**threads, variable: _NONE if device == CPU else own}
 
 
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def shared_threads(processes: int) -> dict[str, str]:
+    """The environment variable that gives each process its share of the CPUs that they may use; empty if the user has set it.
+
+    Args:
+        processes: The number of processes on this machine, which share the CPUs.
+    """
+    return {} if _THREADS in os.environ else {_THREADS: str(max(1, usable_cpus() // processes))}
 
 
 @contextmanager

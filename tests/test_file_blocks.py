@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 import rm_plugins as rm
 from rm_plugins.data.row_files import write_rows
 from rm_plugins.data.scored_rows import ALONE
 from rm_plugins.errors import DataError, OutputError
 from rm_plugins.groups import RowGroups
-from rm_plugins.jobs.blocks import KeptBlocks
+from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.file_blocks import FileBlock, FileScoring
 from rm_plugins.jobs.job_engine import ScoringRequest
+from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.jobs.scored_rows import ScoringJob
 
 
@@ -40,13 +43,15 @@ def begun(
 
 
 def planned(job: FileScoring) -> list[FileBlock]:
-    return [block for number in range(len(job.files)) for block in job.blocks.blocks(number)]
+    for scored in job.plan([job.blocks.divide(number) for number in range(len(job.files))]):
+        job.blocks.check(scored)
+    return [block for blocks in job.of_files for block in blocks]
 
 
 def finished(job: FileScoring) -> int:
-    for block in planned(job):
-        if block.kept is None:
-            job.blocks.score(REWARD, block)
+    planned(job)
+    for block in job.missing:
+        job.add(job.blocks.score(REWARD, block))
     count = job.join()
     job.close()
     return count
@@ -65,17 +70,82 @@ def test_any_order_and_repetition_give_the_file_of_one_process(source: Path, tmp
         job.blocks.score(REWARD, block)
     job.close()
     job = begun(source, tmp_path / "out.jsonl")
-    assert 0 < sum(block.kept or 0 for block in planned(job)) < 30
+    assert 0 < sum(block.rows for block in planned(job) if block.kept) == job.done < 30
     assert finished(job) == 30
     ScoringJob(SPEC, str(source), "train", tmp_path / "here.jsonl", False).write(512)
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here.jsonl", "in.jsonl", "out.jsonl"]
 
 
+class Stopped(Exception):
+    """Ends a job early."""
+
+
+class StopsAfter(JobProgress):
+    """Ends a job after so many rows, and keeps how many an earlier run had scored."""
+
+    def __init__(self, rows: int) -> None:
+        self.left = rows
+        self.resumed = 0
+
+    def resume(self, work: str, done: int) -> None:
+        self.resumed = done
+
+    def advance(self, count: int, throughput: str = "") -> None:
+        self.left -= count
+        if self.left <= 0:
+            raise Stopped
+
+
+@pytest.mark.parametrize("groups", [ALONE, RowGroups((None,))], ids=["alone", "groups"])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_run_continues_with_an_engine_and_without_one(
+    seed: int, groups: RowGroups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the sizes of blocks are, and whoever was interrupted."""
+    monkeypatch.chdir(tmp_path)
+    chance = random.Random(seed)
+    Path("in").mkdir()
+    for name, count in (("a.jsonl", 50), ("b.parquet", 9), ("c.json", 41)):
+        write_rows([{**row, "prompt": f"{name} {row['prompt']}"} for row in rows(count, prompt=3)], Path("in") / name)
+    spec = {"provider": "function", "function": SPEC, **({"transform": "rank-in-group"} if groups else {})}
+    Path("spec.yaml").write_text(json.dumps(spec))
+    request = ScoringRequest("spec.yaml", "in", "train", Path("out.jsonl"), batch_size=4)
+
+    def without(out: Path, most: int) -> int:
+        job = ScoringJob(request.spec, request.source, request.split, out, False)
+        progress = StopsAfter(most)
+        with suppress(Stopped):
+            job.write(4 if groups else chance.randrange(1, 9), progress)
+        return progress.resumed
+
+    def with_engine(most: int) -> int:
+        reward = rm.load(request.spec)
+        with closing(FileScoring(request, fingerprint(reward), groups, chance.randrange(1, 9))) as job:
+            planned(job)
+            resumed = job.done
+            for block in chance.sample(job.missing, len(job.missing)):
+                if most <= 0:
+                    return resumed
+                job.add(job.blocks.score(reward, block))
+                most -= block.rows
+            job.join()
+        return resumed
+
+    without(Path("whole.jsonl"), 10**9)
+    resumed = [0]
+    while not request.out.exists():
+        most = chance.randrange(1, 40)
+        resumed.append(with_engine(most) if len(resumed) % 2 else without(request.out, most))
+    assert request.out.read_bytes() == Path("whole.jsonl").read_bytes()
+    assert len(resumed) > 3 and min(resumed[2:]) > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out.jsonl", "spec.yaml", "whole.jsonl"]
+
+
 def test_rows_of_a_prompt_are_in_one_block_however_many(tmp_path: Path) -> None:
     write_rows(rows(40, prompt=10), tmp_path / "in.jsonl")
     job = begun(tmp_path / "in.jsonl", tmp_path / "out.jsonl", groups=RowGroups((None,)))
-    assert [block.rows.rows for block in planned(job)] == [10] * 4
+    assert [block.rows for block in planned(job)] == [10] * 4
     job.close()
 
 
@@ -115,10 +185,8 @@ class TestRefusals:
         job.close()
 
     def test_two_runs_with_one_output(self, source: Path, tmp_path: Path) -> None:
-        job = begun(source, tmp_path / "out.jsonl")
-        with pytest.raises(DataError, match="is being written by another run"):
+        with FileLock(tmp_path / ".out.jsonl.part.lock"), pytest.raises(DataError, match="is being written by another run"):
             begun(source, tmp_path / "out.jsonl")
-        job.close()
 
     def test_an_output_that_is_there(self, source: Path, tmp_path: Path) -> None:
         (tmp_path / "out.jsonl").write_text("")
@@ -131,11 +199,6 @@ class TestRefusals:
         (tmp_path / "out").mkdir()
         with pytest.raises(DataError, match=r"out exists already"):
             begun(tmp_path / "in", tmp_path / "out")
-
-    def test_an_interrupted_run_without_an_engine(self, source: Path, tmp_path: Path) -> None:
-        (tmp_path / "out.jsonl.part").write_text("")
-        with pytest.raises(DataError, match="without --engine"):
-            begun(source, tmp_path / "out.jsonl")
 
     def test_a_folder_for_a_file(self, source: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="is a file, so the output must be a file too"):
@@ -173,7 +236,7 @@ class TestRefusals:
         job = begun(source, tmp_path / "out.jsonl", overwrite=True)
         planned(job)
         old.blocks.score(REWARD, block)
-        assert KeptBlocks(job.blocks.kept(0).folder, job.blocks.key).read(1) is None
+        assert job.blocks.kept.read(1) is None
         assert finished(job) == 30
 
     @staticmethod
@@ -190,7 +253,7 @@ def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
     job = begun(tmp_path / "in", tmp_path / "out")
     for block in planned(job):
         job.blocks.score(REWARD, block)
-    assert [job.blocks.finish(number) for number in range(3)] == [6, 6, 6]
+    assert [job.blocks.finish(blocks, number) for number, blocks in enumerate(job.finishing())] == [6, 6, 6]
     assert not (tmp_path / "out").exists()
     job.join()
     job.close()

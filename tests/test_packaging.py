@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -19,6 +21,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.deploying.files import instruction
 from tests.servers import RewardServer
 
 ROOT = Path(__file__).parents[1]
@@ -189,6 +192,33 @@ class TestImporting:
     def test_the_program(self, site: Path, tmp_path: Path) -> None:
         assert PROJECT["version"] in run(site / "bin" / "rm-plugins", "--version", cwd=tmp_path, path=site)
         assert PROJECT["version"] in run(sys.executable, "-m", "rm_plugins", "--version", cwd=tmp_path, path=site)
+
+
+def test_the_commands_of_the_image_install_the_program_in_a_plain_environment(wheel: Path, tmp_path: Path) -> None:
+    """Without an index, so without the packages that it needs; those of this environment take their place."""
+    make, install_all, compile_all, _ = (
+        re.sub(r"--mount=\S+", "", rest) for rest in instruction("RUN") if "useradd" not in rest
+    )
+    environment = tmp_path / "rm-plugins"
+    (added,) = [rest for rest in instruction("ENV") if "PIP" in rest]
+    variables = {
+        **dict(pair.split("=", 1) for pair in [*instruction("ARG"), *added.split()] if "=" in pair),
+        "PATH": f"{environment / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_INDEX": "1",
+        "PACKAGES": "",
+    }
+    places = {"/opt/rm-plugins": environment, "/dist": wheel.parent, "/constraints.txt": ROOT / "constraints.txt"}
+    for command in (make, install_all, compile_all):
+        for there, here in places.items():
+            command = command.replace(there, str(here))
+        run("sh", "-c", command, cwd=tmp_path, PYTHONPATH="", **variables)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    assert list(packages.glob("rm_plugins/__pycache__/*.pyc"))
+    (packages / "these.pth").write_text(sysconfig.get_path("purelib"))
+    (program,) = json.loads(instruction("ENTRYPOINT")[0])
+    told = run(environment / "bin" / program, json.loads(instruction("CMD")[0])[0], "--help", cwd=tmp_path, PYTHONPATH="")
+    assert "Serve the reward SPEC over HTTP" in told
 
 
 def test_the_version_is_the_projects() -> None:

@@ -21,6 +21,7 @@ _BLOCK_ROWS = ((2**24, 256), (2**30, 1024))
 _MOST_BLOCK_ROWS = 4096
 """Rows of a block of larger sources: seconds to minutes of scoring, which is what a dead actor loses."""
 
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _ITEM = "item"
 _AT_A_TIME = 2
@@ -50,26 +51,29 @@ class RayDataEngine(JobEngine):
         block_rows = self.block_rows or next((rows for limit, rows in _BLOCK_ROWS if size < limit), _MOST_BLOCK_ROWS)
         reward = CarriedReward.load(request.spec)
         scoring = FileScoring(request, reward.fingerprint, reward.groups, block_rows)
-        with closing(scoring) as job, connected(self.address), quiet_data_context():
+        with closing(scoring) as job, job.released_on_failure(), connected(self.address), quiet_data_context():
             return self._scored(job, reward, progress)
 
     def _scored(self, job: FileScoring, reward: CarriedReward, progress: JobProgress) -> ScoringSummary:
-        planned = _planned(job.blocks)
-        if done := sum(block.kept or 0 for block in planned):
-            progress.resume("scoring", done)
+        blocks = job.blocks  # without the job, which has a lock and stays here
+        scored = job.plan(_by_nodes(blocks.divide, range(len(job.files))))
+        _by_nodes(blocks.check, [of_file for of_file in scored if of_file])
+        if job.done:
+            progress.resume("scoring", job.done)
         counts, work = Counter[str](), Counter[str]()
-        missing = [block for block in planned if block.kept is None]
-        sizes = [block.kept if block.rows.rows is None else block.rows.rows for block in planned]
-        progress.begin("scoring", done, lambda: None if None in sizes else sum(size or 0 for size in sizes))
+        missing = job.missing
+        progress.begin("scoring", job.done, lambda: job.done + sum(block.rows for block in missing))
         try:
-            for block in self._blocks(missing, job.blocks, reward) if missing else ():
+            for block in self._blocks(missing, blocks, reward) if missing else ():
                 counts.update(block.counts)
                 work.update(block.work)
+                job.add(block)
                 progress.advance(block.rows, _speed(work))
         finally:
             progress.end()
-        written = sum(_each_file(job.blocks, job.blocks.finish)) if job.is_folder else 0
-        return ScoringSummary(job.join() or written, counts, _speed(work))
+        if job.is_folder:
+            _by_nodes(lambda of_file: blocks.finish(*of_file), [*zip(job.finishing(), range(len(job.files)), strict=True)])
+        return ScoringSummary(job.join(), counts, _speed(work))
 
     def _blocks(self, missing: list[FileBlock], blocks: BlockScoring, reward: CarriedReward) -> Iterator[ScoredBlock]:
         """The scored blocks, in the order in which they are done."""
@@ -121,27 +125,22 @@ class BlockActor:
             return error
 
 
-def _planned(blocks: BlockScoring) -> list[FileBlock]:
-    """The blocks of all files."""
-    return [block for of_file in _each_file(blocks, lambda number: list(blocks.blocks(number))) for block in of_file]
-
-
-def _each_file(blocks: BlockScoring, work: Callable[[int], _Result]) -> list[_Result]:
-    """What a function returns for the number of each file of the source, in their order; the nodes of the cluster share the files."""
+def _by_nodes(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+    """What a function returns for each item, such as a file of the source, in their order; the nodes of the cluster share the items."""
     import ray
 
-    if len(blocks.files) == 1:
-        return [work(0)]
+    if len(items) < 2:
+        return [work(item) for item in items]
 
-    def attempt(number: int) -> bytes:
+    def attempt(item: _Item) -> bytes:
         try:
-            return packed(work(number))
+            return packed(work(item))
         except RmPluginsError as error:
             return packed(error)
 
     task = ray.remote(max_retries=-1)(attempt)
     with ray_errors():
-        return [_opened(item) for item in ray.get([task.remote(number) for number in range(len(blocks.files))])]
+        return [_opened(answer) for answer in ray.get([task.remote(item) for item in items])]
 
 
 def actor_resources(has_models: bool) -> dict[str, float]:

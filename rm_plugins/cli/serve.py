@@ -140,11 +140,13 @@ def command(
     with ExitStack() as stack:
         is_supervised = workers > 1 or bool(chosen_devices)
         if is_supervised:
+            from rm_plugins.devices import shared_threads
+
             # Both are read when what they are for is imported.
             os.environ.setdefault(
                 "PROMETHEUS_MULTIPROC_DIR", stack.enter_context(tempfile.TemporaryDirectory(prefix="rm-plugins-"))
             )
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+            os.environ.update(shared_threads(workers))
         listening = stack.enter_context(_listening(host, port))
         from rm_plugins.remote.hosts import is_loopback
         from rm_plugins.server import process, request_log, security

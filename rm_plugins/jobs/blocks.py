@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -93,6 +94,20 @@ class KeptBlocks:
         whole = [row for row in rows[1:] if row is not None]
         return whole if len(whole) == len(rows) - 1 else None
 
+    def index(self) -> list[tuple[int, int]]:
+        """The blocks, as the number of their first row with their number of rows, in ascending order; only their heads are read.
+
+        A block whose rows earlier ones have is left out.
+        """
+        index: list[tuple[int, int]] = []
+        for path in sorted(_files(self.folder)):
+            with path.open("rb") as file:
+                head = read_row(file.readline()) or {}
+            block = (int(path.stem), int(head.get("rows", 0)))
+            if head.get("of") == self.key and sum(block) > sum(index[-1] if index else (1,)):
+                index.append(block)
+        return index
+
     def known(self, after: int = 0) -> dict[int, int]:
         """The complete blocks, by the number of their first row in ascending order, with their number of rows.
 
@@ -141,6 +156,31 @@ class KeptBlocks:
             return read_row((folder / _NOTE).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+
+def covering(index: Sequence[tuple[int, int]], first: int, rows: int) -> tuple[int, ...]:
+    """The blocks that together have all of some rows that follow each other; empty if there is a row that none has.
+
+    Args:
+        index: The blocks, from `KeptBlocks.index`.
+        first: The number of the first row.
+        rows: How many rows.
+
+    >>> index = [(1, 4), (3, 8), (20, 5)]
+    >>> covering(index, 2, 6), covering(index, 9, 5)
+    ((1, 3), ())
+    """
+    chosen: list[int] = []
+    expected, after = first, first + rows
+    for place in range(bisect_right(index, first, key=sum), len(index)):
+        begin, count = index[place]
+        if begin > expected:
+            break
+        chosen.append(begin)
+        expected = begin + count
+        if expected >= after:
+            return tuple(chosen)
+    return ()
 
 
 def _files(folder: Path) -> list[Path]:

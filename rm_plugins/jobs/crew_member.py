@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import rm_plugins as rm
-from rm_plugins.data.scored_rows import Block, ScoredRow, scored_block
+from rm_plugins.data.scored_rows import Block, scored_block
 from rm_plugins.errors import RmPluginsError, ScoringError, UnsupportedError, plain_error
 from rm_plugins.groups import RowGroups
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.blocks import KeptBlocks
+from rm_plugins.jobs.kept_rows import kept_line
 from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import groupings, learns_while_scoring
 from rm_plugins.samples import Sample
@@ -113,11 +114,6 @@ class Done(NamedTuple):
     first: int
     work: dict[str, float]
     counts: dict[str, int]
-
-
-def kept_line(digest: str, scored: ScoredRow) -> dict[str, Any]:
-    """What is kept of a row: its digest, and its scores."""
-    return {"row": digest, **scored.kept}
 
 
 def scoring_process(connection: Connection, prepare: Prepare) -> None:

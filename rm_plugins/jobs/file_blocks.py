@@ -1,24 +1,21 @@
 """Scoring files block by block, for engines whose workers read, score and write without the driver: no row passes through it.
 
-A block is a range of rows of a file, and all rows of a group where the reward compares them. Its scores are kept under a name that depends
-on the block only (`rm_plugins.jobs.blocks.KeptBlocks`), so it may be scored twice and counts once. Each file of the source has a folder of
-blocks of its own. `FileScoring` is what the driver does, and `BlockScoring` what workers do.
+A block is a range of rows of a file, and all rows of a group where the reward compares them. Its scores are kept as those of every scoring
+job are (`rm_plugins.jobs.kept_rows`, `rm_plugins.jobs.blocks`): under the number of its first row in the whole source. So it may be scored
+twice and counts once, and a job that was begun without an engine continues with one, and the other way round. `FileScoring` is what the
+driver does, and `BlockScoring` what workers do.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 import rm_plugins as rm
 from rm_plugins.data.mapping import RowMapping
@@ -27,15 +24,14 @@ from rm_plugins.data.row_ranges import RowRange, read_range, row_ranges
 from rm_plugins.data.rows import row_samples
 from rm_plugins.data.scored_rows import ScoredRow, scored_batches, unscored_samples
 from rm_plugins.errors import DataError, OutputError
-from rm_plugins.files import check_kept, check_output, output_errors, replacing_folder, would_replace
+from rm_plugins.files import output_errors, replacing_folder
 from rm_plugins.groups import RowGroups
-from rm_plugins.jobs.blocks import KeptBlocks
+from rm_plugins.jobs.blocks import KeptBlocks, covering
 from rm_plugins.jobs.job_engine import ScoringRequest
-from rm_plugins.jobs.run_note import read_row, refusal
+from rm_plugins.jobs.kept_rows import KeptRows, kept_line, row_digest, unfinished_part
 
 _OUTPUTS = (".jsonl", ".json", ".ndjson", ".parquet")
 _FINISHED = "finished"
-_MOST_NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +40,17 @@ class FileBlock:
 
     Args:
         number: The number of the file, from 0.
-        rows: Its rows.
-        kept: The number of its rows where an earlier run has scored it, else None.
+        part: Its rows in the file.
+        first: The number of its first row in the source, from 1.
+        rows: How many rows it has.
+        kept: The kept blocks that have its scores, by the numbers of their first rows; empty while it is not scored.
     """
 
     number: int
-    rows: RowRange
-    kept: int | None = None
+    part: RowRange
+    first: int
+    rows: int
+    kept: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,13 @@ class ScoredBlock:
     """What scoring a block has done.
 
     Args:
+        first: The number of its first row in the source.
         rows: How many rows it has.
         counts: ``samples`` that were scored, and of them ``abstained`` and ``errors``.
         work: ``tokens`` and ``seconds`` of the models, where they are counted.
     """
 
+    first: int
     rows: int
     counts: Mapping[str, int] = field(default_factory=dict)
     work: Mapping[str, float] = field(default_factory=dict)
@@ -94,29 +96,37 @@ class BlockScoring:
     groups: RowGroups
     names: tuple[str, ...] = ()
 
-    def kept(self, number: int) -> KeptBlocks:
-        """The blocks of a file."""
-        return KeptBlocks(self.folder / f"file-{number:06d}", self.key)
+    @property
+    def kept(self) -> KeptBlocks:
+        """The kept blocks."""
+        return KeptBlocks(self.folder, self.key)
 
-    def blocks(self, number: int) -> Iterator[FileBlock]:
-        """Divide a file into blocks.
+    def divide(self, number: int) -> list[FileBlock]:
+        """Divide a file into blocks, as if no file came before it.
 
         Raises:
-            DataError: It cannot be read, or rows of a block that an earlier run has scored have changed since.
-            OutputError: The folder of blocks cannot be written, or has gone.
+            DataError: It cannot be read, or a group continues in the next file.
         """
-        kept = self.kept(number)
-        with output_errors(kept.folder):
-            kept.folder.mkdir(exist_ok=True)  # not its parent, which goes when the run ends
-        rows = None
-        for rows in row_ranges(self.files[number], self.block_rows, self._together, self.mapping):
-            known = kept.read(rows.first)
-            if known is not None:
-                for _ in self._checked(rows, known):
-                    pass
-            yield FileBlock(number, rows, None if known is None else len(known))
-        if self.groups and rows is not None:
-            self._check_next(number, rows)
+        blocks = []
+        for part in row_ranges(self.files[number], self.block_rows, self._together, self.mapping):
+            rows = sum(1 for _ in read_range(part, self.mapping)) if part.rows is None else part.rows
+            if rows:
+                blocks.append(FileBlock(number, part, part.first, rows))
+        if self.groups and blocks:
+            self._check_next(number, blocks[-1].part)
+        return blocks
+
+    def check(self, blocks: Sequence[FileBlock]) -> None:
+        """Refuse rows that have changed since they were scored.
+
+        Args:
+            blocks: Blocks that are scored.
+
+        Raises:
+            DataError: The message names the first such row.
+        """
+        for _ in self.rows(blocks):
+            pass
 
     def score(self, provider: rm.Provider, block: FileBlock) -> ScoredBlock:
         """Score a block and keep its scores.
@@ -126,68 +136,70 @@ class BlockScoring:
             ScoringError: The reward failed.
             OutputError: The scores cannot be written, or the run has ended.
         """
-        path, first = self.files[block.number], block.rows.first
+        path = self.files[block.number]
         counts, work, lines = Counter[str](), Counter[str](), []
         before = Counter(provider.counts)
         batches = scored_batches(
             provider,
-            read_range(block.rows, self.mapping),
+            read_range(block.part, self.mapping),
             lambda row, where: unscored_samples(row, f"{path}, {where}", self.column).samples,
             self.batch_size,
             unit="samples",
-            first=first,
+            first=block.part.first,
             groups=self.groups,
         )
         for batch, metadata in batches:
-            lines += [{"row": _digest(scored.row), **scored.kept} for scored in batch]
+            lines += [kept_line(row_digest(json_line(scored.row)), scored) for scored in batch]
             work.update({name: metadata[name] for name in ("tokens", "seconds") if name in metadata})
         counts.update(provider.counts - before)
-        self.kept(block.number).write(first, lines)
-        return ScoredBlock(len(lines), dict(counts), dict(work))
+        self.kept.write(block.first, lines)
+        return ScoredBlock(block.first, len(lines), dict(counts), dict(work))
 
-    def rows(self, number: int) -> Iterator[dict[str, Any]]:
-        """The rows of a file with their scores, in order.
+    def rows(self, blocks: Sequence[FileBlock]) -> Iterator[dict[str, Any]]:
+        """The rows of scored blocks with their scores, in order.
 
         Raises:
             DataError: A row has changed since it was scored, or a block is missing.
         """
-        kept = self.kept(number)
-        for rows in row_ranges(self.files[number], self.block_rows, self._together, self.mapping):
-            known = kept.read(rows.first)
-            if known is None:
-                raise DataError(
-                    f"In {kept.folder}, the scores of {self.files[number]} from row {rows.first} on are missing. Run the same command "
-                    "again to score them."
-                )
-            for row, line in self._checked(rows, known):
+        for block in blocks:
+            pairs = zip_longest(read_range(block.part, self.mapping), self._lines(block))
+            for number, (row, line) in enumerate(pairs, start=block.part.first):
+                if row is None or line is None or row_digest(json_line(row)) != line["row"]:
+                    raise DataError(
+                        f"The interrupted run in {self.folder} cannot be resumed: row {number} of {block.part.path} has changed since it "
+                        "was scored. Start again with --overwrite."
+                    )
+                row = json.loads(json_line(row))
                 scored = ScoredRow(row, line["scores"], line["details"], line.get("errors", []))
                 yield {**row, **scored.columns(unscored_samples(row, "a row", self.column), self.column)}
 
-    def finish(self, number: int) -> int:
-        """Write the output file of a file of the source into the folder of blocks; returns the number of rows.
+    def finish(self, blocks: Sequence[FileBlock], number: int) -> int:
+        """Write the output file of a file of the source, which has these blocks, into the folder of blocks; returns the number of rows.
 
         Raises:
             DataError: As `rows`.
             OutputError: The file cannot be written.
         """
-        return write_rows(self.rows(number), self.finished(number))
+        return write_rows(self.rows(blocks), self.finished(number))
 
     def finished(self, number: int) -> Path:
         """Where `finish` writes: a folder per file, as a machine does not see the locks of others on temporary files."""
         return self.folder / _FINISHED / f"{number:06d}" / self.names[number]
 
-    def _checked(
-        self, rows: RowRange, known: Sequence[Mapping[str, Any]]
-    ) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
-        """The rows of a block as they are read again, each with what is kept of it."""
-        read = read_range(rows, self.mapping)
-        for number, (row, line) in enumerate(zip_longest(read, known), start=rows.first):
-            if row is None or line is None or _digest(row) != line["row"]:
-                raise DataError(
-                    f"The interrupted run in {self.folder} cannot be resumed: row {number} of {rows.path} has changed since it was scored. "
-                    "Start again with --overwrite."
-                )
-            yield json.loads(json_line(row)), line
+    def _lines(self, block: FileBlock) -> Iterator[dict[str, Any]]:
+        """What is kept of each row of a block."""
+        expected, after = block.first, block.first + block.rows
+        for first in block.kept:
+            lines = self.kept.read(first)
+            if lines is None or first > expected or first + len(lines) <= expected:
+                break
+            yield from lines[expected - first : after - first]
+            expected = min(first + len(lines), after)
+        if expected < after:
+            raise DataError(
+                f"In {self.folder}, the scores of {self.files[block.number]} from row {block.part.first + expected - block.first} on are "
+                "missing. Run the same command again to score them."
+            )
 
     def _check_next(self, number: int, last: RowRange) -> None:
         """Refuse a group whose rows are in this file and in the next one, as its blocks would be compared without each other."""
@@ -220,42 +232,76 @@ class FileScoring:
     def __init__(self, request: ScoringRequest, fingerprint: str, groups: RowGroups, block_rows: int) -> None:
         self.request = request
         self.out = request.out
-        self.folder = self.out.with_name(f"{self.out.name}.part.blocks-of-files")
         self.files = files_of(request)
-        identity = {
-            "spec": request.spec,
-            "fingerprint": fingerprint,
-            "source": request.source,
-            "split": request.split,
-            "files": _named([str(path) for path in self.files]),
-            "rows in a block": block_rows,
-            "output": "a folder" if self.is_folder else "a file",
-        }
-        self._stack = ExitStack()
-        with ExitStack() as stack:
-            stack.enter_context(self._alone())
-            if request.overwrite:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            self._check_earlier(identity)
-            key = KeptBlocks.begin(self.folder, identity).key
-            names = tuple(_output_name(path) for path in self.files) if self.is_folder else ()
-            self.blocks = BlockScoring(
-                self.folder.absolute(),
-                key,
-                tuple(path.absolute() for path in self.files),
-                request.mapping,
-                request.column,
-                request.batch_size,
-                block_rows,
-                groups,
-                names,
-            )
-            self._stack = stack.pop_all()
+        part = unfinished_part(self.out, request.overwrite, is_folder=self.is_folder)
+        # As `rm_plugins.jobs.scored_rows.RowScoring` has it, so that a run of the one continues with the other.
+        note = {"spec": request.spec, "fingerprint": fingerprint, "source": request.source, "split": request.split}
+        self._kept = KeptRows(part, {**note, "batch_size": request.batch_size} if groups else note)
+        if request.overwrite:
+            self._kept.discard()
+        self._kept.resume()
+        try:
+            kept = self._kept.moved_into_blocks(block_rows)
+            self._index = kept.index()
+            self._kept.beside = sum(rows for _, rows in self._index)
+        except BaseException:
+            self._kept.release()
+            raise
+        self.blocks = BlockScoring(
+            kept.folder.absolute(),
+            kept.key,
+            tuple(path.absolute() for path in self.files),
+            request.mapping,
+            request.column,
+            request.batch_size,
+            block_rows,
+            groups,
+            tuple(_output_name(path) for path in self.files) if self.is_folder else (),
+        )
+        self.of_files: list[list[FileBlock]] = []
+        """The blocks of each file, since `plan`."""
 
     @property
     def is_folder(self) -> bool:
         """Whether the output is a folder."""
         return self.out.suffix not in _OUTPUTS
+
+    def plan(self, divided: Sequence[Sequence[FileBlock]]) -> list[list[FileBlock]]:
+        """Number the blocks of all files, and find those that an earlier run has scored; returns these, by file.
+
+        Args:
+            divided: The blocks of each file, from `BlockScoring.divide`.
+        """
+        self.of_files, first = [], 1
+        for blocks in divided:
+            numbered = []
+            for block in blocks:
+                kept = covering(self._index, first, block.rows)
+                numbered.append(replace(block, first=first, kept=kept))
+                first += block.rows
+            self.of_files.append(numbered)
+        scored = [[block for block in blocks if block.kept] for blocks in self.of_files]
+        self._kept.beside = sum(block.rows for blocks in scored for block in blocks)
+        return scored
+
+    @property
+    def missing(self) -> list[FileBlock]:
+        """The blocks that must be scored."""
+        return [block for blocks in self.of_files for block in blocks if not block.kept]
+
+    @property
+    def done(self) -> int:
+        """How many rows are scored."""
+        return self._kept.beside
+
+    def add(self, scored: ScoredBlock) -> None:
+        """Take note that a worker has scored a block."""
+        self._kept.beside += scored.rows
+
+    def finishing(self) -> list[list[FileBlock]]:
+        """The blocks of each file, when all are scored."""
+        self.of_files = [[replace(block, kept=block.kept or (block.first,)) for block in blocks] for blocks in self.of_files]
+        return self.of_files
 
     def join(self) -> int:
         """Write the output, of which `BlockScoring.finish` has written the files where it is a folder; returns the number of rows.
@@ -264,61 +310,40 @@ class FileScoring:
             DataError: As `BlockScoring.rows`.
             OutputError: It cannot be written.
         """
-        rows = 0
+        blocks = [block for of_file in self.finishing() for block in of_file]
+        rows = sum(block.rows for block in blocks)
         if self.is_folder:
             with replacing_folder(self.out) as folder:
                 for number, name in enumerate(self.blocks.names):
                     with output_errors(self.out):
                         self.blocks.finished(number).rename(folder / name)
         else:
-            rows = write_rows((row for number in range(len(self.files)) for row in self.blocks.rows(number)), self.out)
-        KeptBlocks(self.folder, self.blocks.key).discard()
+            write_rows(self.blocks.rows(blocks), self.out)
+        self._kept.discard()
         return rows
+
+    @contextmanager
+    def released_on_failure(self) -> Iterator[None]:
+        """Within it, a failure lets other processes score into the same output; what is scored stays.
+
+        Raises:
+            JobInterrupted: It was interrupted with Ctrl-C.
+        """
+        with self._kept.released_on_failure("scoring"):
+            try:
+                yield
+            except BaseException:
+                self._count()
+                raise
 
     def close(self) -> None:
         """Let other processes score into the same output; what is scored stays."""
-        if self.folder.is_dir() and not any(self.folder.glob("file-*/[0-9]*.jsonl")):
-            KeptBlocks(self.folder, self.blocks.key).discard()
-        self._stack.close()
+        self._count()
+        self._kept.release()
 
-    def _check_earlier(self, identity: Mapping[str, Any]) -> None:
-        """Refuse what must not be replaced or continued."""
-        has_blocks = any(self.folder.glob("file-*/[0-9]*.jsonl"))
-        if would_replace(self.out) and not self.request.overwrite and not has_blocks:
-            raise DataError(f"{self.out} exists already. Name another output with -o, or replace it with --overwrite.")
-        part = self.out.with_name(f"{self.out.name}.part")
-        if part.exists() and not self.request.overwrite:
-            raise DataError(
-                f"{part} is of an interrupted run without --engine. Run that command again without --engine to finish it, or name another "
-                "output."
-            )
-        note = self.folder / "run.json"
-        known = (read_row(note.read_bytes()) or {}).get("identity") if note.is_file() else None
-        if known == identity:
-            return
-        if has_blocks:
-            raise DataError(refusal(self.folder, note.name, known, identity))
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Within it, no other process is the driver of a job with this output."""
-        path = self.out.with_name(f".{self.out.name}.part.blocks-of-files.lock")
-        check_output(self.out, is_folder=self.is_folder)
-        check_kept(path)
-        lock = FileLock(path)
-        with output_errors(path):
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise DataError(
-                    f"{self.out} is being written by another run of the same command. Wait for it, or name another output."
-                ) from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            lock.release(force=True)
+    def _count(self) -> None:
+        """Take note of what workers have scored and not told yet, so that it is not deleted."""
+        self._kept.beside = self._kept.beside or sum(rows for _, rows in self.blocks.kept.index())
 
 
 def files_of(request: ScoringRequest) -> list[Path]:
@@ -350,13 +375,3 @@ def files_of(request: ScoringRequest) -> list[Path]:
 def _output_name(path: Path) -> str:
     """What the scored rows of a file are called: Parquet stays Parquet, all else becomes JSON Lines."""
     return path.name if path.suffix.lower() in (".parquet", ".jsonl") else f"{path.name}.jsonl"
-
-
-def _named(names: Sequence[str]) -> Any:
-    if len(names) <= _MOST_NAMED:
-        return list(names)
-    return f"{len(names)} files, {hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]}"
-
-
-def _digest(row: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json_line(row).encode()).hexdigest()

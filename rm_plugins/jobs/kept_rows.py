@@ -7,21 +7,54 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from rm_plugins.data.row_files import json_line
 from rm_plugins.errors import DataError
-from rm_plugins.files import check_kept, check_output, open_kept, output_errors, sync_folder, write_atomically
+from rm_plugins.files import check_kept, check_output, open_kept, output_errors, sync_folder, would_replace, write_atomically
 from rm_plugins.jobs.blocks import KeptBlocks, discard_blocks
 from rm_plugins.jobs.interruption import JobInterrupted
 from rm_plugins.jobs.run_note import read_row, refusal
 
+if TYPE_CHECKING:
+    from rm_plugins.data.scored_rows import ScoredRow
+
 _WHEN_INTERRUPTED = "Rows that were written before are kept. Free some space, and run the same command again to resume."
 _BATCH = "batch"
 """An extra key in the last row of a batch: the digest of what the rows were made from, and what the reward had learned by then."""
+
+
+def unfinished_part(out: Path, overwrite: bool, *, is_folder: bool = False) -> Path:
+    """The file in which a scoring job keeps its rows until its output is whole.
+
+    Args:
+        out: The output.
+        overwrite: Whether a finished output may be replaced.
+        is_folder: Whether the output is a folder.
+
+    Raises:
+        DataError: The output exists, and no run that was to replace it was interrupted.
+        OutputError: The output cannot be written.
+    """
+    check_output(out, is_folder=is_folder)
+    part = out.with_name(f"{out.name}.part")
+    if would_replace(out) and not overwrite and not part.exists():  # an interrupted run with --overwrite has a part
+        raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
+    return part
+
+
+def row_digest(line: str) -> str:
+    """The digest of a row, as a line of JSON, by which a resumed job knows it again."""
+    return hashlib.sha256(line.encode()).hexdigest()
+
+
+def kept_line(digest: str, scored: ScoredRow) -> dict[str, Any]:
+    """What is kept of a row: its digest, and its scores."""
+    return {"row": digest, **scored.kept}
 
 
 class KeptRows:
@@ -130,6 +163,24 @@ class KeptRows:
         """
         return KeptBlocks.begin(self.blocks_folder, self._identity)
 
+    def moved_into_blocks(self, rows: int) -> KeptBlocks:
+        """As `begin_blocks`, for a job that keeps blocks only: the rows in the file become blocks of so many rows, and `count` is 0.
+
+        Raises:
+            DataError: As `begin_blocks`.
+            OutputError: It cannot be written.
+        """
+        blocks = self.begin_blocks()
+        if self.count:
+            first, kept = 1, self.rows()
+            while lines := list(islice(kept, rows)):
+                blocks.write(first, ({name: value for name, value in line.items() if name != _BATCH} for line in lines))
+                first += len(lines)
+            with output_errors(self.path):
+                os.truncate(self.path, 0)
+            self.count = 0
+        return blocks
+
     @contextmanager
     def released_on_failure(self, work: str) -> Iterator[None]:
         """Within it, a failure releases the file, and deletes it where it holds no row.
@@ -146,13 +197,14 @@ class KeptRows:
             raise
         except KeyboardInterrupt as error:
             count = self.count + self.beside
-            self._release()
+            self.release()
             raise JobInterrupted(work, count, self._file) from error
         except BaseException:
-            self._release()
+            self.release()
             raise
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Release it for other processes, and delete it where no row is kept."""
         if self._lock.is_locked and not self.count and not self.beside:
             discard_blocks(self.blocks_folder)
             self._note.unlink(missing_ok=True)

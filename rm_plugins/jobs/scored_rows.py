@@ -8,7 +8,6 @@ then. Every row is thus scored in the same batch, and after the same batches, as
 from __future__ import annotations
 
 import atexit
-import hashlib
 import json
 import logging
 import shutil
@@ -28,13 +27,13 @@ from rm_plugins.data.row_files import check_source, is_data_file, json_line, rea
 from rm_plugins.data.rows import row_samples
 from rm_plugins.data.scored_rows import Block, ScoredGroups, ScoredRow, planned_blocks, scored_block, unscored_samples
 from rm_plugins.errors import DataError
-from rm_plugins.files import check_output, output_errors, scratch_file, would_replace
+from rm_plugins.files import output_errors, scratch_file
 from rm_plugins.groups import RowGroups
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.blocks import KeptBlocks
 from rm_plugins.jobs.crew import Crew
-from rm_plugins.jobs.crew_member import Task, kept_line
-from rm_plugins.jobs.kept_rows import KeptRows
+from rm_plugins.jobs.crew_member import Task
+from rm_plugins.jobs.kept_rows import KeptRows, kept_line, row_digest, unfinished_part
 from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.providers.combinators.parts import groupings, learns_while_scoring
 from rm_plugins.training.reward_state import restore_reward_state, reward_state
@@ -241,7 +240,7 @@ class RowScoring:
         """The rows whose scores are kept, each as a line of JSON, with what is kept of it."""
         for number, kept in enumerate(self._kept.rows(), start=1):
             line = json_line(next(rows, None))
-            if _digest(line) != kept["row"]:
+            if row_digest(line) != kept["row"]:
                 raise self._changed(number)
             yield line, kept
 
@@ -306,10 +305,7 @@ class ScoringJob(RowScoring):
         column: str = "score",
         crew: Crew | None = None,
     ) -> None:
-        check_output(out)
-        part = out.with_name(f"{out.name}.part")
-        if would_replace(out) and not overwrite and not part.exists():  # an interrupted run with --overwrite has a part
-            raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
+        part = unfinished_part(out, overwrite)
         rows = RowSource.of(source, split, mapping)  # refuses a missing file before a model is loaded
         provider, identity = loaded_reward(spec, crew)
         self.out = out
@@ -360,11 +356,7 @@ def loaded_reward(spec: str, crew: Crew | None) -> tuple[rm.Provider | Crew, str
 
 
 def _digests(block: Block) -> list[str]:
-    return [_digest(json_line(row)) for row in block.rows]
-
-
-def _digest(line: str) -> str:
-    return hashlib.sha256(line.encode()).hexdigest()
+    return [row_digest(json_line(row)) for row in block.rows]
 
 
 def spooled_input() -> str:

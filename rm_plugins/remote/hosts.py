@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from contextlib import suppress
+from functools import lru_cache
 from typing import TypeAlias
 from urllib.parse import SplitResult
 from urllib.request import getproxies, proxy_bypass
@@ -14,6 +15,7 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 _LOOPBACK_NAMES = ("localhost", "localhost.localdomain", "localhost6", "ip6-localhost", "ip6-loopback")
 
 
+@lru_cache(256)  # a server asks for every request
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is a loopback address of this machine.
 

@@ -31,6 +31,16 @@ def at_home(function: Callable[Arguments, Coroutine[Any, Any, Value]]) -> Callab
     return run
 
 
+async def beside(function: Callable[..., Value], *arguments: Any) -> Value:
+    """Call a function whose time grows with the request: of a long request in a thread, so that other requests are not blocked.
+
+    For a short request, changing threads would take longer than the function.
+    """
+    if _home.get() is None:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)
+
+
 class Aside:
     """The second event loop, in a thread that starts with the first request."""
 

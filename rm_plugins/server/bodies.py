@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.message import Message
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
@@ -269,10 +270,10 @@ def check_headers(headers: Headers, *, takes_binary: bool = False) -> str:
     Raises:
         Problem: The content type or the content coding is not accepted.
     """
-    given, sent = headers.get("content-type"), Message()
-    sent["Content-Type"] = given or ""
-    is_binary = not (given or _is_from_browser(headers)) or sent.get_content_type() == "application/octet-stream"
-    if not (takes_binary and is_binary) and not re.fullmatch(r"application/(.+\+)?json", sent.get_content_type()):
+    given = headers.get("content-type")
+    sent = _media_type(given or "")
+    is_binary = not (given or _is_from_browser(headers)) or sent == "application/octet-stream"
+    if not (takes_binary and is_binary) and not re.fullmatch(r"application/(.+\+)?json", sent):
         wrong = f"has the Content-Type {given!r:.80}" if given else "has no Content-Type"
         raise Problem(
             "unsupported",
@@ -288,6 +289,14 @@ def check_headers(headers: Headers, *, takes_binary: bool = False) -> str:
             headers={"Accept-Encoding": ", ".join(_WINDOWS) if takes_binary else "identity"},
         )
     return coding
+
+
+@lru_cache(64)
+def _media_type(content_type: str) -> str:
+    """The media type in a header, without parameters, in lower case."""
+    message = Message()
+    message["Content-Type"] = content_type
+    return message.get_content_type()
 
 
 def json_and_binary(body: bytes, headers: Headers) -> tuple[bytes, memoryview]:

@@ -17,7 +17,7 @@ from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.protocols.native import VERSION
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores, joined
-from rm_plugins.server.aside import at_home
+from rm_plugins.server.aside import at_home, beside
 from rm_plugins.server.dialects.dialect import Output, Problem, Scored, Token, check_count
 from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import current_fields
@@ -149,7 +149,7 @@ class Service:
             return Scored(
                 [], fingerprint=reward.fingerprint, metadata={"tokens": 0, "truncated": 0, "manifests": reward.facts.manifests}
             )
-        work = await asyncio.to_thread(self._work, samples, reward, self.request_id)
+        work = await beside(self._work, samples, reward, self.request_id)
         if not work.sizes:
             raise work.refusal
         fields = current_fields.get()
@@ -188,7 +188,7 @@ class Service:
     async def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
         """Render samples; see `rm_plugins.server.dialects.dialect.Scorer`."""
         reward = self.reward
-        work = await asyncio.to_thread(self._work, samples, reward, self.request_id)
+        work = await beside(self._work, samples, reward, self.request_id)
         if work.refused:
             raise work.refusal
         with _problems():

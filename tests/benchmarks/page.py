@@ -137,14 +137,22 @@ def machine() -> str:
     return f"{_cpu()}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}; {versions}."
 
 
-def _cpu() -> str:
+def model_of_cpu() -> str:
+    """What the processor is called; empty where the system does not say."""
+    return next((line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")), "")
+
+
+def _cpu_lines() -> list[str]:
     found = Path("/proc/cpuinfo")
-    lines = found.read_text(encoding="utf-8").splitlines() if found.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return found.read_text(encoding="utf-8").splitlines() if found.is_file() else []
+
+
+def _cpu() -> str:
+    lines, name = _cpu_lines(), model_of_cpu()
     flags = {flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split()}
     special = [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
     inside = ", ".join([platform.machine(), *special])
-    return f"{names[0]} ({inside})" if names else platform.processor() or platform.machine()
+    return f"{name} ({inside})" if name else platform.processor() or platform.machine()
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

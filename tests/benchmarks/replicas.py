@@ -2,6 +2,9 @@
 
 Run it with ``python -m tests.benchmarks.replicas``; it prints a table. It needs two idle cores, and the data that the tests use. With
 ``--small`` it shows in seconds that it runs, not how fast anything is.
+
+With ``--ray-serve``, it compares Ray Serve with ``rm-plugins serve`` instead, each with one replica of a reward that costs nothing, and
+writes a section of docs/ray.md. Ray must be importable, such as with ``PYTHONPATH=.venv/worlds/ray-2.60.0``.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ import argparse
 import asyncio
 import json
 import os
-import re
+import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -29,9 +33,12 @@ import httpx2
 import rm_plugins as rm
 from rm_plugins.jobs.crew import Crew, own_processes
 from rm_plugins.jobs.scored_rows import RowScoring, RowSource, loaded_reward
+from rm_plugins.usable_cpus import usable_cpus
 from rm_plugins.wire import sample_to_json
-from tests.benchmarks.serving import DATA, ROOT, bodies_of, closed_loop, groups
+from tests.benchmarks.page import model_of_cpu, table, with_section
+from tests.benchmarks.serving import DATA, ROOT, Load, bodies_of, closed_loop, groups
 from tests.benchmarks.texts import Texts
+from tests.servers import free_port
 
 MODULE = "tests.benchmarks.replicas"
 TARGET = 1.8
@@ -39,32 +46,61 @@ FILE = "a file is scored"
 SHAPES = {"a prompt's 8 completions per request": 8, "a completion per request": 1, FILE: 0}
 """What is measured, with the samples of a request; the samples are prompts with 8 completions each."""
 TOLERANCE = 1e-4
+OURS, RAY = "`rm-plugins serve`", "Ray Serve"
+CLIENTS = (1, 16)
+PAGE = ROOT / "docs" / "ray.md"
+HEADING = "Overhead of Ray Serve"
 
 
 @contextmanager
-def server(folder: Path, devices: str) -> Iterator[str]:
+def server(spec: Path, devices: str) -> Iterator[str]:
     """The URL of a server whose replicas all serve; its log is beside the reward."""
-    command = [sys.executable, "-m", "rm_plugins", "serve", str(folder), "--port", "0", "--devices", devices]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "integrations")])
-    log = folder.with_name(f"{devices}.log")
+    port = free_port()
+    command = [sys.executable, "-m", "rm_plugins", "serve", str(spec), "--port", str(port), "--devices", devices]
+    number = len(devices.split(","))
+    with _running(command, spec.with_name(f"{devices}.log"), port, signal.SIGTERM) as url:
+        while httpx2.get(f"{url}/health", timeout=30).json()["workers"] != {"wanted": number, "serving": number}:
+            time.sleep(0.1)
+        yield url
+
+
+@contextmanager
+def ray_serve(spec: Path) -> Iterator[str]:
+    """The URL of one replica on a Ray cluster of this machine, which ends with it."""
+    port = free_port()
+    config = spec.with_name("ray-serve.yaml")
+    application = {"name": "reward", "import_path": "rm_plugins_ray:app", "args": {"spec": str(spec)}}
+    config.write_text(json.dumps({"http_options": {"port": port}, "applications": [application]}))  # YAML takes JSON
+    command = [sys.executable, "-c", "from ray.serve.scripts import cli; cli()", "run", str(config)]
+    with _running(command, spec.with_name("ray-serve.log"), port, signal.SIGINT) as url:
+        yield url
+
+
+@contextmanager
+def _running(command: Sequence[str], log: Path, port: int, ends: signal.Signals) -> Iterator[str]:
+    """The URL of a server in a process of its own, which answers."""
+    url = f"http://127.0.0.1:{port}"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "integrations"), os.environ.get("PYTHONPATH", "")])
     with log.open("w") as file:
-        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=file)
+        # By default, Ray's processes give way to other programs (niceness 15), and then a busy machine decides the comparison.
+        environment = {**os.environ, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
     try:
-        while (told := re.search(r"Serving .* at (http://[\d.:]+)", log.read_text())) is None or not _all_serve(
-            told[1], len(devices.split(","))
-        ):
+        while not _answers(url):
             if process.poll() is not None:
                 raise SystemExit(f"The server has ended:\n{log.read_text()}")
             time.sleep(0.1)
-        yield told[1]
+        yield url
     finally:
-        process.terminate()
+        process.send_signal(ends)
         process.wait()
 
 
-def _all_serve(url: str, number: int) -> bool:
-    workers = httpx2.get(f"{url}/health", timeout=30).json()["workers"]
-    return bool(workers == {"wanted": number, "serving": number})
+def _answers(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/health", timeout=30).status_code == 200
+    except httpx2.TransportError:
+        return False
 
 
 def served(url: str, samples: Sequence[rm.Sample], each: int, clients: int, expected: Sequence[float]) -> float:
@@ -89,6 +125,52 @@ def scored(spec: str, source: RowSource, part: Path, crew: Crew | None) -> tuple
     return len(rows) / seconds, [row.scores for row in rows]
 
 
+def compare_with_ray(rounds: int, requests: int) -> list[tuple[str, ...]]:
+    """The rows of the table of Ray Serve's overhead: medians over rounds, in which both servers take turns."""
+    samples = [
+        rm.Sample(f"Question {number // 8}: " + "what is known of this? " * 40, f"It is {number}. " * 10)
+        for number in range(requests)
+    ]
+    bodies = bodies_of(samples)
+    with tempfile.TemporaryDirectory(prefix="replicas-") as scratch, ExitStack() as stack:
+        spec = Path(scratch) / "free.json"
+        spec.write_text(json.dumps({"provider": "constant", "value": 1.0}))
+        urls = {OURS: stack.enter_context(server(spec, "cpu")), RAY: stack.enter_context(ray_serve(spec))}
+        for url in urls.values():
+            asyncio.run(closed_loop(url, bodies[: requests // 4], max(CLIENTS)))
+        loads: dict[tuple[int, str], list[Load]] = {(clients, name): [] for clients in CLIENTS for name in urls}
+        for (clients, name), found in [*loads.items()] * rounds:
+            found.append(asyncio.run(closed_loop(urls[name], bodies, clients)))
+            if found[-1].statuses != {200: requests} or set(found[-1].values.values()) != {1.0}:
+                raise SystemExit(f"{name} answered {found[-1].statuses}.")
+    rows = []
+    for clients in CLIENTS:
+        ours = [requests / load.seconds for load in loads[clients, OURS]]
+        for name in urls:
+            rates = [requests / load.seconds for load in loads[clients, name]]
+            middle, slow = (statistics.median(load.latency(share) for load in loads[clients, name]) for share in (0.5, 0.95))
+            ratio = statistics.median(rate / other for rate, other in zip(rates, ours, strict=True))
+            rows.append((f"{clients}", name, f"{statistics.median(rates):.0f}", f"{middle:.1f}", f"{slow:.1f}", f"{ratio:.2f}"))
+    return rows
+
+
+def write_overhead(rounds: int, requests: int) -> None:
+    """Measure Ray Serve beside our server, print the table and write it into the page."""
+    rows = compare_with_ray(rounds, requests)
+    cpu = f"{platform.machine()}, {model_of_cpu()}"
+    text = (
+        "`make bench-ray` sends requests of one sample of 1 kB to one replica of a reward that costs nothing. The same client asks\n"
+        f"`rm-plugins serve` and Ray Serve in turn. The figures are medians of {rounds} rounds of {requests} requests.\n"
+        f"They were measured on {usable_cpus()} cores ({cpu}) on which other programs ran. So compare the ratios.\n\n"
+        + table(("clients", "server", "requests/s", "median in ms", "95th percentile in ms", "requests/s beside ours"), rows)
+        + "\n\nWith Ray Serve, a request passes through Ray's proxy, the front and the replica, which are three processes.\n"
+        "This costs the same for every reward, so it matters for rewards that take milliseconds, such as rules. Send several samples\n"
+        "per request to divide the cost."
+    )
+    print(text)
+    PAGE.write_text(with_section(PAGE.read_text(encoding="utf-8"), HEADING, text), encoding="utf-8")
+
+
 def main() -> None:
     """Measure in rounds, and print the table."""
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
@@ -96,7 +178,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--in-flight", type=int, default=64, help="samples that clients wait for at a time (default: 64)")
     parser.add_argument("--small", action="store_true", help="show that it runs")
+    parser.add_argument("--ray-serve", action="store_true", help="compare Ray Serve with `rm-plugins serve`")
     options = parser.parse_args()
+    if options.ray_serve:
+        write_overhead(options.rounds, options.samples)
+        return
     samples_number, rounds = (64, 1) if options.small else (options.samples, options.rounds)
     with tempfile.TemporaryDirectory(prefix="replicas-") as scratch, ExitStack() as stack:
         folder = Path(scratch) / "reward"

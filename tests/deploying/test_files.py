@@ -102,6 +102,19 @@ class TestImage:
         for mounted in re.findall(r"target=(/\S+)", install)[:2]:
             assert f" {mounted} " in install.partition("pip install")[2]
 
+    def test_it_copies_what_is_in_the_checkout_or_was_made_before(self) -> None:
+        text = " ".join(instruction("RUN") + instruction("COPY"))
+        mounted = set(re.findall(r"--mount=type=bind,source=([^,\s]+)", text))
+        page = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
+        made = set(re.findall(r"pip wheel .*--wheel-dir (\S+)", page))
+        assert {name for name in mounted - made if not (ROOT / name).exists()} == set()
+        assert made <= mounted
+        stages = [rest.partition(" AS ")[2] for rest in instruction("FROM")]
+        for copied in instruction("COPY"):
+            stage, source = re.fullmatch(r"--from=(\w+) (\S+) \S+", copied).groups()  # type: ignore[union-attr]
+            assert stage in stages[:-1]
+            assert any(f"-m venv {source}" in rest for rest in instruction("RUN")), source
+
     @pytest.mark.parametrize(
         ("cuda", "variant", "is_refused"), [(None, "cpu", False), ("13.0", "cuda", False), ("13.0", "cpu", True)]
     )

@@ -7,6 +7,7 @@ NeMo-RL 7ea279a (`nemo_rl/environments/interfaces.py`, `nemo_rl/environments/uti
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -105,6 +106,26 @@ def with_nemo_gym(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make what the adapter imports of NeMo Gym importable."""
     names = {"BaseVerifyRequest": BaseVerifyRequest, "SimpleResourcesServer": SimpleResourcesServer}
     _install(monkeypatch, {"nemo_gym.base_resources_server": names})
+
+
+def gym_request(row: dict[str, Any]) -> dict[str, Any]:
+    """What NeMo Gym posts to ``/verify`` for a row."""
+    output = [
+        {"type": "reasoning", "summary": []},
+        {
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": row["completion"], "annotations": []}],
+        },
+    ]
+    return {"responses_create_params": {"input": row["messages"]}, "response": {"output": output}, "solution": row["solution"]}
+
+
+def nemo_rl_logs(rows: Sequence[dict[str, Any]]) -> tuple[list[Any], list[Any]]:
+    """NeMo-RL's message logs of rows, whose prompts are rendered, and the ``extra_env_info`` with their messages."""
+    rendered = {"role": "user", "content": "<|start|>rendered<|end|>"}
+    logs = [[rendered, {"role": "assistant", "content": f"{row['completion']}<|end|>"}] for row in rows]
+    return logs, [{"messages": row["messages"], "solution": row["solution"]} for row in rows]
 
 
 def _install(monkeypatch: pytest.MonkeyPatch, modules: dict[str, dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Adapters on doubles: slime, NeMo Gym and NeMo-RL; and what each engine is told of a sample without a reward."""
+"""What adapters do beside the scores, on doubles of slime, NeMo Gym and NeMo-RL; and what engines get without a reward."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ from rm_plugins_engines.slime import SlimeReward
 from rm_plugins_engines.swift import samples_of
 from rm_plugins_engines.verifiers import VerifiersReward
 from rm_plugins_engines.verl import VerlReward
-from tests.conftest import MakeFolder
-from tests.engines.doubles import SlimeSample, slime_rewards, slime_value, with_nemo_gym, with_nemo_rl
-from tests.engines.engine_samples import engine_rows, sample_of
+from tests.engines.doubles import SlimeSample, gym_request, nemo_rl_logs, slime_rewards, with_nemo_rl
+from tests.engines.engine_samples import engine_rows
 
 MIXED = "tests.engines.failing:by_text"
 LENGTH = "tests.engines.failing:prompt_length"
@@ -34,38 +33,8 @@ ROWS = engine_rows()
 
 
 @pytest.fixture(scope="module")
-def model(tiny_decoder: MakeFolder) -> str:
-    return str(tiny_decoder())
-
-
-@pytest.fixture(scope="module")
-def expected(model: str) -> list[float]:
-    """The provider's own scores."""
-    values: list[float] = rm.load(model).score([sample_of(row) for row in ROWS]).values.tolist()
-    return values
-
-
-def gym_request(row: dict[str, Any]) -> dict[str, Any]:
-    output = [
-        {"type": "reasoning", "summary": []},
-        {
-            "type": "message",
-            "role": "assistant",
-            "content": [{"type": "output_text", "text": row["completion"], "annotations": []}],
-        },
-    ]
-    return {"responses_create_params": {"input": row["messages"]}, "response": {"output": output}, "solution": row["solution"]}
-
-
-@pytest.mark.parametrize("group", [False, True])
-def test_slime_gets_the_scores_of_the_provider(group: bool, model: str, expected: list[float]) -> None:
-    args = SimpleNamespace(group_rm=group, reward_key="score" if group else None)
-    samples = [
-        SlimeSample(row["messages"], f"{row['completion']}<|end|>", metadata={"solution": row["solution"]}) for row in ROWS
-    ]
-    asyncio.run(slime_rewards(SlimeReward(model).custom_rm, args, samples))
-    assert [slime_value(sample, args) for sample in samples] == pytest.approx(expected, abs=1e-4)
-    assert samples[0].metadata["rm_plugins"]["rm_no_reward"] == 0.0
+def model(folder: Path) -> str:
+    return str(folder / "reward.yaml")
 
 
 def test_slime_finds_the_messages_of_a_rendered_prompt(model: str, expected: list[float]) -> None:
@@ -74,6 +43,7 @@ def test_slime_finds_the_messages_of_a_rendered_prompt(model: str, expected: lis
     args = SimpleNamespace(group_rm=False, reward_key=None)
     asyncio.run(slime_rewards(SlimeReward(model, prompt="column:messages").custom_rm, args, [sample]))
     assert sample.reward == pytest.approx(expected[0], abs=1e-4)
+    assert sample.metadata["rm_plugins"]["rm_no_reward"] == 0.0
     with pytest.raises(DataError, match="would render it again"):
         asyncio.run(slime_rewards(SlimeReward(model).custom_rm, args, [sample]))
 
@@ -90,26 +60,17 @@ def test_slime_leaves_out_the_group_of_a_sample_without_a_reward() -> None:
         asyncio.run(slime_rewards(reward.custom_rm, SimpleNamespace(group_rm=True, reward_key=None), samples))
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_nemo_gym_gets_the_scores_of_the_provider(
-    own: bool, model: str, expected: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_nemo_gym(monkeypatch)
-    reward = NeMoGymReward(model)
-    app = reward.app() if own else reward.resources_server()().setup_webserver()
-    rows = ROWS if own else ROWS[:8]
-    with TestClient(app) as client:
-        answers = [client.post("/verify", json=gym_request(row)).json() for row in rows]
-        if own:
-            assert client.post("/seed_session", json={}).json() == {}
-            assert client.get("/healthz").json() == {"status": "ok"}
-    assert [answer["reward"] for answer in answers] == pytest.approx(expected[: len(rows)], abs=1e-4)
-    assert answers[0] == {
+def test_nemo_gym_s_answer_repeats_the_request(model: str, expected: list[float]) -> None:
+    with TestClient(NeMoGymReward(model).app()) as client:
+        answer = client.post("/verify", json=gym_request(ROWS[0])).json()
+        assert client.post("/seed_session", json={}).json() == {}
+        assert client.get("/healthz").json() == {"status": "ok"}
+    assert answer == {
         **gym_request(ROWS[0]),
-        "reward": answers[0]["reward"],
+        "reward": pytest.approx(expected[0], abs=1e-4),
         "rm_no_reward": 0.0,
         "rm_error": "",
-        "rm_fingerprint": answers[0]["rm_fingerprint"],
+        "rm_fingerprint": answer["rm_fingerprint"],
     }
 
 
@@ -143,24 +104,16 @@ def test_nemo_gym_s_items_become_messages() -> None:
         gym_sample({"responses_create_params": params, "response": {"output": [{"type": "image_call"}]}})
 
 
-def test_nemo_rl_gets_the_scores_of_the_provider(model: str, expected: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nemo_rl_s_environment_ends_the_episode_and_counts(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     registries = with_nemo_rl(monkeypatch)
+    (log,), (info,) = nemo_rl_logs(ROWS[:1])
     made = environment(model, prompt="column:messages")({})
-    logs = [
-        [
-            {"role": "user", "content": "<|start|>rendered<|end|>"},
-            {"role": "assistant", "content": f"{row['completion']}<|end|>"},
-        ]
-        for row in ROWS
-    ]
-    infos = [{"messages": row["messages"], "solution": row["solution"]} for row in ROWS]
-    step = made.step(logs, infos)
-    assert step.rewards.tolist() == pytest.approx(expected, abs=1e-4)
+    step = made.step([log], [info])
     assert step.terminateds.all()
     _, metrics = made.global_post_process_and_metrics({"extra_env_info": step.metadata})
     assert metrics == {"rm_plugins/rm_no_reward": 0.0, "rm_plugins/samples_without_reward": 0.0}
     with pytest.raises(DataError, match="would render it again"):
-        environment(model)({}).step(logs[:1], infos[:1])
+        environment(model)({}).step([log], [info])
     for _ in range(2):  # a module that is imported twice
         register("rm_plugins", "reward.RewardEnvironment")
     assert registries["environments"] == {"rm_plugins": {"actor_class_fqn": "reward.RewardEnvironment"}}

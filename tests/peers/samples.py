@@ -36,11 +36,11 @@ Group: TypeAlias = tuple[str, list[str]]
 """A prompt and its completions: a query and its documents, as rerankers call them."""
 
 
-def groups() -> list[Group]:
-    """Prompts with their completions, as text."""
+def groups(longest: int = _LONGEST) -> list[Group]:
+    """Prompts with their completions, as text, none of them longer than so many characters."""
     rows = _rows("gsm8k_solutions_labelled")
     real = ((_text(row["prompt"]), row["completions"]) for row in rows if len(set(row["completions"])) >= COMPLETIONS)
-    short = ((one, some[:COMPLETIONS]) for one, some in real if max(map(len, [one, *some])) <= _LONGEST)
+    short = ((one, some[:COMPLETIONS]) for one, some in real if max(map(len, [one, *some])) <= longest)
     return list(islice(short, PROMPTS)) or [
         (_words(row), [_words(row, n) for n in range(COMPLETIONS)]) for row in range(PROMPTS)
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from rm_plugins import devices
 from rm_plugins.cli import main
 from rm_plugins.devices import chosen_devices, environment, environment_of
 from rm_plugins.errors import SpecError
+from rm_plugins.usable_cpus import usable_cpus
 from tests.server.test_serve_command import Start, score, start
 
 __all__ = ["start"]
@@ -60,7 +63,7 @@ def test_all_accelerators_of_a_machine_without_any_are_refused(monkeypatch: pyte
 @pytest.mark.usefixtures("four_gpus")
 def test_a_process_sees_its_device_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.version.hip", None)
-    threads = str(max(1, len(os.sched_getaffinity(0)) // 4))
+    threads = str(max(1, usable_cpus() // 4))
     assert environment_of("cuda:2", 4) == {"OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": "2"}
     assert environment_of("cpu", 4) == {"OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": "-1"}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -68,6 +71,49 @@ def test_a_process_sees_its_device_only(monkeypatch: pytest.MonkeyPatch) -> None
     assert environment_of("cuda:2", 4) == {"CUDA_VISIBLE_DEVICES": "GPU-6"}
     monkeypatch.setattr("torch.version.hip", "6.2")
     assert environment_of("cuda:1", 4) == {"HIP_VISIBLE_DEVICES": "1"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/", {}, 8),
+        ("0::/", {"cpu.max": "max 100000\n"}, 8),
+        ("0::/", {"cpu.max": "250000 100000\n"}, 3),
+        ("0::/", {"cpu.max": "10000 100000\n"}, 1),
+        ("0::/jobs/mine", {"jobs/mine/cpu.max": "max 100000\n", "jobs/cpu.max": "200000 100000\n"}, 2),
+        ("0::/of/the/host", {"cpu.max": "400000 100000\n"}, 4),
+        ("3:cpuset:/\n2:cpu,cpuacct:/mine", {"cpu/mine/cpu.cfs_quota_us": "150000", "cpu/mine/cpu.cfs_period_us": "100000"}, 2),
+        ("2:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ("0::/", {"cpu.max": "much\n"}, 8),
+    ],
+)
+def test_the_limits_of_a_container_count(
+    groups: str, files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 8, raising=False)
+    monkeypatch.setattr("rm_plugins.usable_cpus._GROUPS", tmp_path)
+    monkeypatch.setattr("rm_plugins.usable_cpus._OWN_GROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text(f"{groups}\n")
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert usable_cpus() == expected
+
+
+def test_workers_share_the_cpus_that_they_may_use() -> None:
+    """The shell's taskset, which a scheduler of jobs does as well."""
+    code = "from rm_plugins.devices import shared_threads; print(shared_threads(1))"
+    allowed = sorted(os.sched_getaffinity(0))
+    variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, allowed[:1]),
+    )
+    assert ran.stdout.strip() == "{'OMP_NUM_THREADS': '1'}"
 
 
 def test_an_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,47 @@ class TestKilled:
         assert summary.rows == self.COUNT and told.resumed + told.advanced == self.COUNT
         assert told.resumed > 0
 
+    def test_a_run_continues_on_ray_and_in_processes(
+        self, cluster: Any, tmp_path: Path, source: Path, driver: subprocess.Popen[bytes]
+    ) -> None:
+        """Each is killed while it scores: a driver on Ray, one process, two processes; Ray has the rest."""
+        out = tmp_path / "out.jsonl"
+        until_kept(out, 0)
+        end(driver)
+        program = [sys.executable, "-m", "rm_plugins", "score", SLOW, str(source), "-o", str(out), "--batch-size", "7"]
+        for options in ([], ["--processes", "2"]):
+            before = kept_rows(out)
+            running = subprocess.Popen([*program, *options], stderr=subprocess.PIPE, text=True)
+            until_kept(out, before)
+            assert f"Resuming after {before} rows" in end(running)
+        told = Told()
+        summary = score_again(source, out, told)
+        assert out.read_bytes() == scored_here(SLOW, source, tmp_path / "here.jsonl")
+        assert summary.rows == self.COUNT and told.resumed + told.advanced == self.COUNT
+        assert told.resumed > 0
+        assert not [path.name for path in tmp_path.iterdir() if "part" in path.name]
+
+
+def kept_rows(out: Path) -> int:
+    """How many rows are kept beside an output."""
+    part, blocks = out.with_name(f"{out.name}.part"), out.parent.glob(f"{out.name}.part.blocks/[0-9]*.jsonl")
+    texts = [path.read_bytes() for path in (part, *blocks) if path.exists()]
+    return sum(text.count(b"\n") for text in texts) - max(0, len(texts) - 1)  # the first line of a block is its head
+
+
+def until_kept(out: Path, before: int) -> None:
+    """Wait until more rows are kept than before."""
+    deadline = time.monotonic() + 60
+    while kept_rows(out) <= before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def end(process: subprocess.Popen[Any]) -> str:
+    """Kill a process; returns what it has said."""
+    process.kill()
+    return str(process.communicate()[1])
+
 
 def score_again(source: Path, out: Path, told: JobProgress) -> ScoringSummary:
     deadline = time.monotonic() + 20

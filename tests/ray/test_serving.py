@@ -15,13 +15,19 @@ import numpy as np
 import pytest
 
 import rm_plugins as rm
+from rm_plugins.data.row_files import read_rows, write_rows
 from rm_plugins.errors import ScoringError, SpecError
 from rm_plugins.identity import fingerprint
+from rm_plugins.jobs.job_engine import ScoringRequest
+from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.wire import sample_to_json
+from rm_plugins_ray.data_engine import RayDataEngine, quiet_data_context
 from tests.conftest import MakeFolder
+from tests.engines.engine_samples import engine_rows, program_row, sample_of
 from tests.servers import free_port
 
 SAMPLES = [rm.Sample(f"Question {number // 4}: name a colour.", f" It is {number} or blue.") for number in range(64)]
+ROWS = engine_rows()
 Deploy = Callable[..., httpx2.Client]
 
 
@@ -110,6 +116,57 @@ def test_every_dialect_gives_the_numbers_of_the_local_reward(client: httpx2.Clie
     np.testing.assert_allclose(through_url.values, expected, atol=1e-4)
     assert client.get("/health").status_code == 200
     assert response.headers.get_list("x-request-id") == [response.headers["x-request-id"]]
+
+
+def served(url: str, _: Path, __: Path) -> list[float]:
+    """Ray Serve, one request after the other."""
+    values: list[float] = rm.load(url, batch_size=16).score([sample_of(row) for row in ROWS]).values.tolist()
+    return values
+
+
+def streamed(_: str, spec: Path, __: Path) -> list[float]:
+    """`rm_plugins_ray.score`, for a data set of several blocks."""
+    import ray.data
+
+    import rm_plugins_ray
+
+    rows = [{"number": number, **program_row(row)} for number, row in enumerate(ROWS)]
+    with quiet_data_context():
+        scored = rm_plugins_ray.score(
+            ray.data.from_items(rows, override_num_blocks=4), spec, workers=2, batch_size=40
+        ).take_all()
+    return [row["score"] for row in sorted(scored, key=lambda row: row["number"])]
+
+
+def scored_file(_: str, spec: Path, folder: Path) -> list[float]:
+    """``rm-plugins score --engine ray``."""
+    write_rows(map(program_row, ROWS), folder / "in.jsonl")
+    request = ScoringRequest(str(spec), str(folder / "in.jsonl"), "train", folder / "out.jsonl", batch_size=40)
+    RayDataEngine(workers=2, block_rows=50).score(request, JobProgress())
+    return [row["score"] for row in read_rows(str(folder / "out.jsonl"))]
+
+
+def called(_: str, spec: Path, __: Path) -> list[float]:
+    """The provider ``ray-actor``."""
+    import ray
+
+    from rm_plugins_ray import RewardActor
+
+    actor = ray.remote(num_cpus=0.1)(RewardActor).remote(str(spec))
+    values: list[float] = (
+        rm.load({"provider": "ray-actor", "actor": actor}).score([sample_of(row) for row in ROWS]).values.tolist()
+    )
+    return values
+
+
+@pytest.mark.parametrize("path", [served, streamed, scored_file, called])
+def test_every_path_gives_the_numbers_of_the_provider(
+    path: Callable[[str, Path, Path], list[float]], client: httpx2.Client, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The same 256 samples as in `tests.engines.test_every_path`, in order."""
+    spec = folders[0].parent / "helpful.yaml"
+    expected = rm.load(spec).score([sample_of(row) for row in ROWS]).values
+    np.testing.assert_allclose(path(str(client.base_url), spec, tmp_path), expected, atol=1e-4)
 
 
 def test_limits_and_operations_are_answered_by_the_replica(client: httpx2.Client) -> None:
