@@ -16,6 +16,9 @@ from click.testing import CliRunner, Result
 from datasets import Dataset, DatasetDict
 
 from rm_plugins.cli import main
+from tests.fake_servers.chat import chat
+from tests.fake_servers.judge import choice
+from tests.servers import serving
 
 RULES = '''
 import os
@@ -108,6 +111,14 @@ class TestScore:
         assert re.search(
             r"Wrote 1 row to out.jsonl: 4 samples scored now \([\d,]+ tokens/s, 50% duplicates\), 0 abstained", result.stderr
         )
+
+    def test_says_how_fast_a_judge_answered(self, run: Any) -> None:
+        """Equal questions are asked once, and no row was counted."""
+        with serving(chat(lambda question: choice("Yes")), lifespan="off") as url:
+            Path("judge.json").write_text(json.dumps({"provider": "judge", "judge": {"name": "openai", "url": url}}))
+            rows = [{"prompt": "Q", "completions": ["a", "b", "a", "a"]}]
+            result = run("score", "judge.json", write("in.jsonl", rows), "-o", "out.jsonl")
+        assert re.search(r"4 samples scored now \([\d,.]+ questions/s\), 0 abstained", result.stderr), result.output
 
     def test_details_are_columns(self, run: Any, tiny_decoder: Any) -> None:
         folder = tiny_decoder(num_labels=2, config={"id2label": {0: "helpful", 1: "verbose"}})

@@ -13,6 +13,7 @@ from rm_plugins.errors import OutputError, ProcessError, RmPluginsError
 from rm_plugins.jobs.file_blocks import BlockScoring, FileBlock, FileScoring, ScoredBlock, files_of
 from rm_plugins.jobs.job_engine import JobEngine, ScoringRequest, ScoringSummary
 from rm_plugins.jobs.progress import JobProgress
+from rm_plugins.jobs.work import speed
 from rm_plugins_ray.carried_reward import CarriedReward
 from rm_plugins_ray.connection import check_installed, connected
 
@@ -183,7 +184,8 @@ def _opened(item: bytes) -> Any:
 
 
 def _speed(work: Counter[str]) -> str:
-    return f"{work['tokens'] / work['seconds']:,.0f} tokens/s of each actor" if work["seconds"] else ""
+    said = speed(work)
+    return f"{said} of each actor" if said else ""
 
 
 @contextmanager

@@ -45,10 +45,9 @@ def reward_funcs(
     Raises:
         SpecError: The spec is wrong, the reward has no such part, or all parts are asked for where only a batch shows them.
     """
-    scoring = RewardScoring(spec, name)
-    paths = chosen_columns(scoring.provider, columns)
-    shared = SharedScoring(scoring, paths, may_be_awaited(scoring.provider, awaitable))
-    return [RewardColumn(shared, column) for column in paths]
+    shared = SharedScoring.of(spec, name=name, awaitable=awaitable)
+    shared.paths = chosen_columns(shared.scoring.provider, columns)
+    return [RewardColumn(shared, column) for column in shared.paths]
 
 
 @dataclass(eq=False)
@@ -102,6 +101,21 @@ class SharedScoring:
         self.awaitable = awaitable
         self._batches: list[_Batch] = []
         self._alone = OneThread()
+
+    @classmethod
+    def of(cls, spec: Spec, *, name: str | None = None, awaitable: bool | None = None) -> SharedScoring:
+        """The scoring of a reward that has no columns yet; the arguments are those of `reward_funcs`."""
+        scoring = RewardScoring(spec, name)
+        return cls(scoring, {}, may_be_awaited(scoring.provider, awaitable))
+
+    def column(self, name: str) -> RewardColumn:
+        """A further column.
+
+        Raises:
+            SpecError: The reward has no such part, or another column has it.
+        """
+        self.paths = chosen_columns(self.scoring.provider, [*self.paths, name])
+        return RewardColumn(self, name)
 
     def now(self, call: TrainerCall, column: str) -> Scored:
         """The samples and the scores of a column's part, scored in this thread unless another column has done so."""

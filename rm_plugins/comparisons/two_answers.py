@@ -19,9 +19,12 @@ from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.scores import FloatArray
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PARTS = ("{prompt}", "{first}", "{second}")
+_PAIR_RM_PARTS = ("<|source|>{prompt}", "<|candidate1|>{first}", "<|candidate2|>{second}")
+_PAIR_RM_PROMPT, _PAIR_RM_ROW = 1224, 2048
+"""The most tokens of a prompt and of a row, for which PairRM was trained; both answers share what the prompt leaves."""
 _ROLES = ("first", "second", "tie")
 
 
@@ -29,19 +32,22 @@ class TwoAnswers(Comparer):
     """A sequence classifier whose input is the prompt and both answers, such as an encoder that was trained on pairs.
 
     The input is made of `parts`. With ``special_tokens: each``, every part is encoded as a text of its own, with the tokenizer's special
-    tokens around it, and the parts are joined; PairRM reads such rows. With ``once``, the parts are joined by `separator`, and special
+    tokens around it, and the parts are joined. With ``once``, the parts are joined by `separator`, and special
     tokens are only around the whole: ``[CLS] prompt [SEP] first [SEP] second [SEP]``.
 
     A model with one output gives the logit that the first answer is better. A model with several outputs gives a softmax over `labels`.
 
+    Checkpoints of PairRM for transformers (`rm_plugins.models.pair_rm.PairRM`) are read as they were trained: `parts`, `special_tokens` and
+    the lengths have other defaults.
+
     Args:
         model: A model folder or hub id of a sequence classifier in transformers' format.
-        parts: The templates of the parts, with ``{prompt}``, ``{first}`` and ``{second}``, for example
+        parts: The templates of the parts, with ``{prompt}``, ``{first}`` and ``{second}``; by default these three. For PairRM, it is
             ``["<|source|>{prompt}", "<|candidate1|>{first}", "<|candidate2|>{second}"]``.
-        special_tokens: ``once`` or ``each``.
+        special_tokens: ``once`` (the default) or ``each`` (the default for PairRM).
         separator: The text between parts, for ``once``; by default the tokenizer's separator token.
         max_part_tokens: The most tokens of each part, whose end is cut off; by default no part is cut, and a row that is longer than the
-            model allows has failed.
+            model allows has failed. By default, PairRM reads 1,224 tokens of the prompt, and half of what is left of 2,048 of each answer.
         labels: For a model with several outputs: the output (its index or name) that each of ``first``, ``second`` and optionally ``tie``
             has; by default 0 is ``first`` and 1 is ``second``.
         tokenizer: The tokenizer's folder or id, if it is not beside the model.
@@ -62,8 +68,8 @@ class TwoAnswers(Comparer):
         self,
         *,
         model: ModelSource,
-        parts: Sequence[str] = _PARTS,
-        special_tokens: Literal["once", "each"] = "once",
+        parts: Sequence[str] | None = None,
+        special_tokens: Literal["once", "each"] | None = None,
         separator: str | None = None,
         max_part_tokens: Sequence[int] | None = None,
         labels: Mapping[str, int | str] | None = None,
@@ -73,6 +79,11 @@ class TwoAnswers(Comparer):
         device: str = "auto",
         max_batch_tokens: int | None = None,
     ) -> None:
+        from rm_plugins.models.model_folder import is_pair_rm, load_config  # here, because it imports transformers
+
+        self._is_pair_rm = is_pair_rm(load_config(model, revision=revision))
+        parts = parts or (_PAIR_RM_PARTS if self._is_pair_rm else _PARTS)
+        special_tokens = special_tokens or ("each" if self._is_pair_rm else "once")
         PairTemplate("".join(parts), needed=("first", "second"), key="parts")  # refuses parts without an answer
         self.parts = [PairTemplate(part) for part in parts]
         if special_tokens == "each" and separator is not None:
@@ -84,13 +95,14 @@ class TwoAnswers(Comparer):
         settings = ModelSettings(
             head=0,  # any: the outputs are read here
             pair=False,
+            max_length=_PAIR_RM_ROW if self._is_pair_rm else None,
             tokenizer=tokenizer,
             revision=revision,
             dtype=dtype,
             device=device,
             max_batch_tokens=max_batch_tokens,
         )
-        self.trained = TrainedReward.load(model, settings)
+        self.trained = TrainedReward.load(model, settings, _pair_rm_class() if self._is_pair_rm else None)
         self.separator = separator if separator is not None else self._tokenizer.sep_token
         if special_tokens == "once" and self.separator is None:
             raise SpecError(
@@ -148,17 +160,20 @@ class TwoAnswers(Comparer):
         Raises:
             DataError: A message has a part that is not text.
         """
-        texts = [part.fill(first, second) for part in self.parts]
         each = self.special_tokens == "each"
-        limits: Sequence[int | None] = self.max_part_tokens or [None] * len(texts)
-        encoded = [
-            list(
-                self._tokenizer(text, add_special_tokens=each, truncation=limit is not None, max_length=limit, verbose=False)[
-                    "input_ids"
-                ]
+        encoded: list[list[int]] = []
+        for part in self.parts:
+            limit = self._limit(encoded)
+            row = self._tokenizer(
+                part.fill(first, second),
+                add_special_tokens=each,
+                truncation=limit is not None,
+                max_length=limit,
+                verbose=False,
             )
-            for text, limit in zip(texts, limits, strict=True)
-        ]
+            encoded.append(list(row["input_ids"]))
+        if self._is_pair_rm:
+            self._check_marks([token for part in encoded for token in part])
         if each:
             return [token for part in encoded for token in part]
         between = list(self._tokenizer(self.separator, add_special_tokens=False)["input_ids"])
@@ -167,6 +182,23 @@ class TwoAnswers(Comparer):
             joined = [*joined, *between, *part]
         before, after = self._around
         return [*before, *joined, *after]
+
+    def _limit(self, encoded: Sequence[Sequence[int]]) -> int | None:
+        """The most tokens of the next part, after those that are encoded."""
+        if self.max_part_tokens:
+            return self.max_part_tokens[len(encoded)]
+        if not self._is_pair_rm:
+            return None
+        return (_PAIR_RM_ROW - len(encoded[0])) // 2 if encoded else _PAIR_RM_PROMPT
+
+    def _check_marks(self, ids: Sequence[int]) -> None:
+        """Refuse a row that does not have each mark of PairRM once."""
+        for mark in self.trained.model.marks:
+            if (times := ids.count(mark)) != 1:
+                raise DataError(
+                    f"the input has the token {self._tokenizer.convert_ids_to_tokens(mark)!r} {times} times. It marks where a part begins, "
+                    "so `parts` must have it once, and prompt and answers must not"
+                )
 
     def _probabilities(self, outputs: FloatArray) -> FloatArray:
         """The probability that the first answer is better, float64 [M], from the outputs [M, outputs]; a tie is half a win."""
@@ -178,6 +210,12 @@ class TwoAnswers(Comparer):
         value = {"first": 1.0, "second": 0.0, "tie": 0.5}
         probabilities: FloatArray = np.clip(shares @ np.array([value[role] for role in self.columns]), 0.0, 1.0)
         return probabilities
+
+
+def _pair_rm_class() -> type[PreTrainedModel]:
+    from rm_plugins.models.pair_rm import PairRM
+
+    return PairRM
 
 
 def _special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -22,15 +22,13 @@ from rm_plugins.groups import RowGroups
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.blocks import KeptBlocks
 from rm_plugins.jobs.kept_rows import kept_line
+from rm_plugins.jobs.work import counted_work
 from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import groupings, learns_while_scoring
 from rm_plugins.samples import Sample
 
 Prepare = Callable[[], AbstractContextManager[Any]]
 """Sets up a process, such as its logging, until it is closed. It must be a function of a module, which another process can import."""
-
-_WORK = ("tokens", "seconds", "rows", "duplicates", "cached")
-"""Entries of `rm_plugins.Scores.metadata` that a job sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +181,7 @@ class _Member:
         scored, metadata = scored_block(self._provider, block, task.groups)
         KeptBlocks(task.folder, task.key).write(task.first, map(kept_line, task.digests, scored))
         before, self._counted = self._counted, Counter(self._provider.counts)
-        work = {name: metadata[name] for name in _WORK if name in metadata}
-        return Done(task.first, work, dict(self._counted - before))
+        return Done(task.first, counted_work(metadata), dict(self._counted - before))
 
     def unload(self) -> None:
         if self._provider is None:

@@ -35,13 +35,11 @@ from rm_plugins.jobs.crew import Crew
 from rm_plugins.jobs.crew_member import Task
 from rm_plugins.jobs.kept_rows import KeptRows, kept_line, row_digest, unfinished_part
 from rm_plugins.jobs.progress import JobProgress
+from rm_plugins.jobs.work import counted_work, speed
 from rm_plugins.providers.combinators.parts import groupings, learns_while_scoring
 from rm_plugins.training.reward_state import restore_reward_state, reward_state
 
 logger = logging.getLogger(__name__)
-
-_WORK = {"tokens": "", "seconds": "", "rows": "", "duplicates": "duplicates", "cached": "from the cache"}
-"""Entries of `Scores.metadata` that are summed over a job, and what their share of the rows is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +181,7 @@ class RowScoring:
                 self._join(blocks, block.first, _digests(block))
                 continue
             scored, metadata = scored_block(provider, block, self._groups)
-            self.work.update({name: metadata[name] for name in _WORK if name in metadata})
+            self.work.update(counted_work(metadata))
             self._kept.append(map(kept_line, _digests(block), scored), reward_state(provider))
             progress.advance(len(scored), self.throughput)
 
@@ -258,13 +256,7 @@ class RowScoring:
     @property
     def throughput(self) -> str:
         """The speed of this run so far, in words; empty where the provider does not measure it."""
-        seconds = self._seconds if self.work["seconds"] and self._seconds else self.work["seconds"]
-        if not seconds:
-            return ""
-        shares = (
-            f"{self.work[name] / self.work['rows']:.0%} {word}" for name, word in _WORK.items() if word and self.work[name]
-        )
-        return ", ".join([f"{self.work['tokens'] / seconds:,.0f} tokens/s", *shares])
+        return speed(self.work, self._seconds if self.work["seconds"] else None)
 
     def close(self) -> None:
         """Release the kept scores for other processes."""

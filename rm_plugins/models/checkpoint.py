@@ -20,6 +20,7 @@ from rm_plugins.models.adapters import check_adapter
 from rm_plugins.models.manifest import MANIFEST_NAME, Manifest
 from rm_plugins.models.model_folder import (
     found_file,
+    is_pair_rm,
     load_config,
     load_tokenizer,
     read_manifest,
@@ -52,18 +53,27 @@ class Checkpoint:
     manifest: Manifest | None
 
 
-def load_checkpoint(source: str, settings: ModelSettings) -> Checkpoint:
+def load_checkpoint(source: str, settings: ModelSettings, model_class: type[PreTrainedModel] | None = None) -> Checkpoint:
     """Load a model folder, a LoRA adapter folder, or a hub id, for scoring.
+
+    Args:
+        source: The folder or hub id.
+        settings: How the model is loaded.
+        model_class: A class with one output that the checkpoint has in place of a sequence classifier.
 
     Raises:
         ModelError: As for `load_model`, or it has no tokenizer.
     """
-    model, base = load_model(source, settings)
+    model, base = load_model(source, settings, model_class)
     return _beside(model, source, base, settings)
 
 
-def load_model(source: str, settings: ModelSettings) -> tuple[PreTrainedModel, str | None]:
+def load_model(
+    source: str, settings: ModelSettings, model_class: type[PreTrainedModel] | None = None
+) -> tuple[PreTrainedModel, str | None]:
     """Load the model of a model folder, a LoRA adapter folder, or a hub id, without its tokenizer; returns an adapter's base model, too.
+
+    The arguments are those of `load_checkpoint`.
 
     Raises:
         ModelError: It is neither a folder nor a hub id, it cannot be loaded, or it has no configuration or no trained classification
@@ -78,7 +88,7 @@ def load_model(source: str, settings: ModelSettings) -> tuple[PreTrainedModel, s
     with _loading(source):
         base = _base_of(source, settings.revision)
         of_adapter = _load_adapter(source, base, arguments, placement)[0] if base else None
-        model = _load_whole(source, arguments, placement) if of_adapter is None else of_adapter.get_base_model()
+        model = _load_whole(source, arguments, placement, model_class) if of_adapter is None else of_adapter.get_base_model()
         model = placement.placed(model, source)
     return model, base
 
@@ -196,11 +206,21 @@ def _beside(model: PreTrainedModel, source: str, base: str | None, settings: Mod
     return Checkpoint(model, tokenizer, read_manifest(source, settings.revision))
 
 
-def _load_whole(source: str, arguments: dict[str, Any], placement: Placement) -> PreTrainedModel:
+def _load_whole(
+    source: str, arguments: dict[str, Any], placement: Placement, model_class: type[PreTrainedModel] | None
+) -> PreTrainedModel:
     config = load_config(source, revision=arguments["revision"], trust_remote_code=arguments["trust_remote_code"])
-    head = {} if config is None else _head_elsewhere(source, config, arguments["revision"])
+    if model_class is not None:
+        head: dict[str, Any] = {"num_labels": 1}
+    elif is_pair_rm(config):
+        raise ModelError(
+            f"{source} compares two answers, and has no score for a single one. Use it as a comparer: `provider: comparison` with "
+            f"`comparer: {{name: two-answers, model: {source}}}`."
+        )
+    else:
+        head = {} if config is None else _head_elsewhere(source, config, arguments["revision"])
     placed = placement.arguments(source, config, trust_remote_code=arguments["trust_remote_code"])
-    model, info = AutoModelForSequenceClassification.from_pretrained(
+    model, info = (model_class or AutoModelForSequenceClassification).from_pretrained(
         source, output_loading_info=True, **head, **arguments, **placed
     )
     missing = sorted(info["missing_keys"])

@@ -122,6 +122,11 @@ def load_config(source: str, *, code_setting: str = CODE_IN_SPEC, **origin: Any)
     return config
 
 
+def is_pair_rm(config: PretrainedConfig | None) -> bool:
+    """Whether a model is a `rm_plugins.models.pair_rm.PairRM`."""
+    return config is not None and config.architectures == ["DebertaV2PairRM"]
+
+
 def allows_code(origin: Mapping[str, Any]) -> bool:
     """Whether code in a checkpoint may run. Always a boolean, because transformers would otherwise ask on standard input."""
     return bool(origin.get("trust_remote_code"))

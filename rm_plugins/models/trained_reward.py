@@ -170,8 +170,10 @@ class TrainedReward:
         self.quantization_cost: QuantizationCost | None = None
 
     @classmethod
-    def load(cls, source: str, settings: ModelSettings) -> TrainedReward:
+    def load(cls, source: str, settings: ModelSettings, model_class: type[PreTrainedModel] | None = None) -> TrainedReward:
         """Load a model folder, a LoRA adapter folder, or a hub id, and check it against its manifest if `settings.verify` is set.
+
+        The arguments are those of `rm_plugins.models.checkpoint.load_checkpoint`.
 
         Raises:
             ModelError: It cannot be loaded, or it is not known which of its outputs is the reward.
@@ -180,7 +182,7 @@ class TrainedReward:
         """
         from rm_plugins.models.checkpoint import load_checkpoint
 
-        checkpoint = load_checkpoint(source, settings)
+        checkpoint = load_checkpoint(source, settings, model_class)
         model, manifest = checkpoint.model, checkpoint.manifest
         return cls(
             model,
@@ -190,7 +192,7 @@ class TrainedReward:
             settings=settings,
             origins=[Origin(source, manifest)],
             manifest=manifest,
-            load_again=partial(cls.load, source),
+            load_again=partial(cls.load, source, model_class=model_class),
         ).checked()
 
     def __reduce__(self) -> tuple[Callable[..., TrainedReward], tuple[Any, ...]]:

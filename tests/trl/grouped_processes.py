@@ -1,4 +1,7 @@
-"""Started by a launcher on two processes: trains with rewards that compare completions of one prompt, which both processes have."""
+"""Started by a launcher on two processes: trains with rewards that compare completions of one prompt, which both processes have.
+
+With URLs of servers, it also trains an agent with rewards of all kinds.
+"""
 
 from __future__ import annotations
 
@@ -104,6 +107,10 @@ def main() -> None:
         trained("grpo", policy, folder, Kept(spec(judged), "judged"))
     except UnsupportedError as error:
         found["refused"] = str(error)
+    if urls := sys.argv[3:]:
+        from tests.trl.judged_agents import trained as trained_agent  # which needs the newest TRL
+
+        found["agent"] = trained_agent(folder, (urls[0], urls[1]), processes=2)
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     torch.distributed.barrier()
     os._exit(0)  # where gloo's threads still hold a tensor, Python's tearing down aborts or blocks the process

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import rm_plugins as rm
 from rm_plugins.cli import main
 from rm_plugins.models.manifest import Manifest
+from rm_plugins_trl.ppo import TRL_HAS_PPO
 from tests.trl.conftest import newest_trl, write_jsonl
 from tests.warm_process import run_warm
 
@@ -65,19 +66,23 @@ def test_help_has_trls_flags_and_ours() -> None:
         assert flag in printed
 
 
-def test_trl_grpo_with_a_named_reward(tiny_policy: Path, tiny_decoder: Any, tmp_path: Path) -> None:
+@pytest.mark.skipif(not TRL_HAS_PPO, reason="docs/trl.md does this, and its commands run with the newest TRL")
+def test_trl_grpo_with_named_rewards(tiny_policy: Path, tiny_decoder: Any, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data" / "train.jsonl", [{"prompt": "Name a colour."}] * 8)
-    (tmp_path / "rm_plugins.yaml").write_text(f"colours: {tiny_decoder()}\n", encoding="utf-8")
+    named = {"colours": str(tiny_decoder()), "parts": {"provider": "sum", "members": ["colours", {"provider": "repetition"}]}}
+    (tmp_path / "rm_plugins.yaml").write_text(yaml.safe_dump(named), encoding="utf-8")
+    rewards = [f"rm_plugins_trl.rewards.{name}" for name in ("colours", "parts/colours", "parts/repetition")]
     printed = run_warm(
         *("trl.cli.main", "grpo"),
         *("--model_name_or_path", tiny_policy, "--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "out"),
-        *("--reward_funcs", "rm_plugins_trl.rewards.colours", "--max_steps", "1", "--num_generations", "2"),
+        *("--reward_funcs", *rewards, "--reward_weights", "1", "0.5", "2", "--max_steps", "1", "--num_generations", "2"),
         *("--per_device_train_batch_size", "2", "--max_completion_length", "4", "--bf16", "false", "--logging_steps", "1"),
         *QUIET,
         cwd=tmp_path,
     )
-    assert "rewards/colours/mean" in printed
+    for name in ("colours", "parts/colours", "parts/repetition", "parts/member/0"):
+        assert f"rewards/{name}" in printed
 
 
 def test_two_processes_train_a_reward_and_a_policy(tiny_policy: Path, tiny_decoder: Any, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,10 @@ from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
 from rm_plugins_trl import RewardConfig, RewardTrainer
 from rm_plugins_trl.ppo import TRL_HAS_PPO
 from rm_plugins_trl.reward_training.presets import preset
-from tests.servers import RewardServer
+from tests.fake_servers.chat import chat
+from tests.fake_servers.judge import Choice, choice
+from tests.fake_servers.native import native
+from tests.servers import RewardServer, serving
 from tests.trl.conftest import newest_trl, write_jsonl
 from tests.warm_process import run_warm
 
@@ -104,6 +107,17 @@ OTHER_FORMAT = "This warning is logged only once"
 SERVED = "127.0.0.1:8000"
 """The server that pages speak to."""
 
+SERVED_JUDGE = "http://gpu-1:8000"
+"""The judge that pages speak to."""
+
+SPECS = {
+    "compared.yaml": "providers/comparison.md",
+    "grade.yaml": "providers/judges.md",
+    "rubric.yaml": "providers/rubric.md",
+    "tools.yaml": "agents.md",
+}
+"""The files that commands name, each with the page whose first spec it has."""
+
 CURL = re.compile(r"^\$ (curl (?:.*\n)(?:  .*\n)*)", re.MULTILINE)
 
 
@@ -146,13 +160,19 @@ def world(
         for folder, rows in {"preferences": PREFERENCES, "prompts": [PROMPT] * 64}.items():
             Path(folder).mkdir(exist_ok=True)
             write_jsonl(Path(folder) / f"{split}.jsonl", rows)
-    write_jsonl(Path("completions.jsonl"), [{"prompt": "2+2?", "completions": ["4", "5"]}] * 16)
+    write_jsonl(Path("completions.jsonl"), [{"prompt": "2+2?", "completions": ["4", "5"], "answer": "4"}] * 16)
     judged: dict[str, Any] = {"instruction": "Name a colour.", "input": "", "response1": "two", "response2": "It is blue."}
     judged |= {"annotator1": 2, "annotator2": 0, "annotator3": 2}
     Path("testset-v1.json").write_text(json.dumps([judged] * 8, indent=2), encoding="utf-8")
     named, judge, *_ = blocks(DOCS / "tutorials" / "train-a-judge.md", "yaml")
-    Path("rm_plugins.yaml").write_text(f"helpful: ./Qwen2.5-Reward\n{named}", encoding="utf-8")
-    Path("judge.yaml").write_text(judge, encoding="utf-8")
+    _, parts, both = blocks(DOCS / "trl.md", "yaml")
+    specs = {name: blocks(DOCS / page, "yaml")[0] for name, page in SPECS.items()} | {"both.yaml": both}
+    specs["judge.yaml"] = judge.replace("./trained-judge", "./trained-judge, max_tokens: 16")
+    for name, spec in {**specs, "rm_plugins.yaml": f"helpful: ./Qwen2.5-Reward\n{named}{parts}"}.items():
+        Path(name).write_text(spec, encoding="utf-8")
+    called = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "search", "arguments": {}}}]}
+    calls = [called, {"role": "tool", "name": "search", "content": "Oslo"}, {"role": "assistant", "content": "Oslo."}]
+    write_jsonl(Path("agents.jsonl"), [{"prompt": QUESTION, "completions": [calls[2:], calls]}] * 4)
     verdicts = {
         "pair_id": "1",
         "source": "livebench-math",
@@ -231,8 +251,28 @@ def test_python_runs(
         assert OTHER_FORMAT not in caplog.text
 
 
+def judged(question: str) -> Choice:
+    """What the judge answers: the result 4 is right."""
+    if "all steps" in question:  # three criteria
+        return choice(json.dumps({"1": "yes" if "\n4\n" in question else "no", "2": "all steps", "3": "no"}))
+    return choice("Yes" if "Answer: 4" in question else "No")
+
+
+@pytest.fixture
+def served(page: Path, world: dict[str, str]) -> Iterator[None]:
+    """The servers that a page's specs name, whose addresses are written into the specs."""
+    apps = {SERVED_JUDGE: chat(judged), f"http://{SERVED}": native(lambda sample: float(len(str(sample.completion))))}
+    named = "".join(blocks(page, "yaml"))
+    with ExitStack() as servers:
+        urls = {url: servers.enter_context(serving(app, lifespan="off")) for url, app in apps.items() if url in named}
+        for path in Path().glob("*.yaml"):
+            path.write_text(replaced(path.read_text(encoding="utf-8"), urls), encoding="utf-8")
+        yield
+
+
 @newest_trl
 @pytest.mark.filterwarnings("ignore")  # a program shows them and goes on
+@pytest.mark.usefixtures("served")
 @each_page(commands_of)
 def test_commands_run(page: Path, world: dict[str, str]) -> None:
     """Those that train have a process of their own, in which their launchers and their settings of torch may stay."""

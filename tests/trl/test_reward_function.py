@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import pickle
@@ -180,12 +181,42 @@ class TestNamedRewards:
         (tmp_path / "rm_plugins.yaml").write_text("brief: 'rules:short'\n")
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(str(tmp_path))
-        rewards._loaded.clear()
+        monkeypatch.setattr(rewards, "_loaded", {})
         assert rewards.brief.__name__ == "brief"
         assert rewards.brief(["a"], ["xyz"]) == [-3.0]
         assert dir(rewards) == ["brief"]
         with pytest.raises(AttributeError, match="Did you mean 'brief'"):
             _ = rewards.breif
+
+    def test_columns_share_their_scoring(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As TRL's command finds rewards: the last dot of a path separates the module."""
+        import rm_plugins_trl.rewards as rewards
+
+        (tmp_path / "counting.py").write_text(
+            "calls = []\ndef spaces(samples):\n    calls.append(len(samples))\n    return [s.completion.count(' ') for s in samples]\n"
+        )
+        rule = "{provider: length-window, unit: characters, low: 2, soft: 2, label: long}"
+        (tmp_path / "rm_plugins.yaml").write_text(
+            f"parts: {{provider: sum, members: ['counting:spaces', {rule}]}}\na/b: 'counting:spaces'\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setattr(rewards, "_loaded", {})
+        monkeypatch.setattr(rewards, "_shared", {})
+        names = ["parts/spaces", "parts/long"]
+        found = [getattr(importlib.import_module("rm_plugins_trl.rewards"), name) for name in names]
+        assert [reward.__name__ for reward in found] == names
+        assert getattr(rewards, "parts/long") is found[1]
+        batch = (["a", "a"], ["x y z", "x"])
+        assert [reward(*batch) for reward in found] == [[2.0, 0.0], [1.0, 0.5]]
+        assert importlib.import_module("counting").calls == [2]
+        assert getattr(rewards, "a/b")(*batch) == [2.0, 0.0]  # a name of its own
+        with pytest.raises(SpecError, match=r"has no part 'lnog'\. Did you mean 'long'"):
+            getattr(rewards, "parts/lnog")
+        with pytest.raises(SpecError, match="a part is named twice: 'long', '1'"):
+            getattr(rewards, "parts/1")
+        with pytest.raises(AttributeError, match=r"No reward is called 'part'.* Did you mean 'parts'"):
+            getattr(rewards, "part/long")
 
 
 class TestTwoRewardsOfOneName:
