@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -18,6 +19,9 @@ PROMPT_COLUMNS = ("tools", "chat_template_kwargs")
 """Columns that reach the chat template, and so belong to the prompt."""
 
 ROLES = ("assistant", "developer", "function", "system", "tool", "user")
+
+_INSTEAD_OF_CONTENT = ("tool_calls", "reasoning_content", "reasoning", "thinking")
+"""Keys of messages that may have no content: an answer that was cut off while the model reasoned has none."""
 
 Turns: TypeAlias = Literal["assistant", "last", "all"]
 """Which messages of a completion are read as its text; see `Sample.text_of_turns`."""
@@ -217,7 +221,7 @@ def _check_text_or_messages(part: str, value: object) -> None:
         if message["role"] not in ROLES:
             raise DataError(f"{where} has the unknown role {message['role']!r}. Allowed: {', '.join(ROLES)}.")
         content = message.get("content")
-        if content is None and message.get("tool_calls"):
+        if content is None and any(message.get(name) for name in _INSTEAD_OF_CONTENT):
             continue
         if isinstance(content, str):
             continue
@@ -228,12 +232,11 @@ def _check_text_or_messages(part: str, value: object) -> None:
             )
         for place, piece in enumerate(content):
             # In TRL, a list that a tool returns is the content of its message, whatever its items are.
-            if isinstance(piece, str) or (message["role"] == "tool" and not _is_part(piece)):
+            if isinstance(piece, str) or message["role"] == "tool" or _is_part(piece):
                 continue
-            if not _is_part(piece):
-                raise DataError(f"{where}.content[{place}] is not a part with a 'type', such as text: {piece!r:.200}.")
-            if piece["type"] == "text" and not isinstance(piece.get("text"), str):
-                raise DataError(f"{where}.content[{place}] is a part of the type 'text' but has no text: {piece!r:.200}.")
+            is_text = isinstance(piece, Mapping) and piece.get("type") == "text"
+            problem = "a part of the type 'text' but has no text" if is_text else "not a part with a 'type', such as text"
+            raise DataError(f"{where}.content[{place}] is {problem}: {piece!r:.200}.")
 
 
 def _canonical(part: Any) -> Any:
@@ -257,7 +260,9 @@ def _is_text(content: Any) -> bool:
 
 
 def _is_part(piece: Any) -> bool:
-    return isinstance(piece, Mapping) and isinstance(piece.get("type"), str)
+    if not isinstance(piece, Mapping) or not isinstance(piece.get("type"), str):
+        return False
+    return piece["type"] != "text" or isinstance(piece.get("text"), str)
 
 
 def _text_in(piece: Any) -> str | None:
@@ -269,7 +274,8 @@ def _text_in(piece: Any) -> str | None:
 
 def prompt_key(prompt: Any, columns: Mapping[str, Any]) -> bytes:
     """`Sample.prompt_key` for a prompt without a completion, and any columns of its row."""
-    return _digest([_canonical(prompt), *(columns.get(name) or None for name in PROMPT_COLUMNS)])
+    beside = [value.tolist() if hasattr(value, "tolist") else value for value in map(columns.get, PROMPT_COLUMNS)]
+    return _digest([_canonical(prompt), *(value or None for value in beside)])
 
 
 def _digest(value: Any) -> bytes:
@@ -296,8 +302,19 @@ def _with_text_keys(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as lists, and anything else without a JSON form as text."""
-    return value.tolist() if hasattr(value, "tolist") else repr(value)
+    """Arrays as lists, images and other objects as digests of what they hold, and anything else without a JSON form as text."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if hasattr(value, "tobytes") and hasattr(value, "mode"):  # an image, which each row of a dataset decodes for itself
+        return ["image", value.mode, value.size, blake2b(value.tobytes(), digest_size=16).hexdigest()]
+    text = repr(value)
+    if " at 0x" not in text:
+        return text
+    # An address differs between equal objects, and is used again for another object after this one has gone.
+    try:
+        return [type(value).__name__, blake2b(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), digest_size=16).hexdigest()]
+    except Exception:  # whatever it refuses with; such an object is equal to itself only
+        return text
 
 
 def text_of(part: str | Sequence[Message]) -> str:
@@ -342,6 +359,7 @@ def called_functions(message: Message) -> list[Mapping[str, Any]]:
     [{'name': 'add', 'arguments': {}}, {}]
     """
     calls = message.get("tool_calls")
+    calls = calls.tolist() if hasattr(calls, "tolist") else calls
     if not isinstance(calls, (list, tuple)):
         return []
     functions: list[Mapping[str, Any]] = []
