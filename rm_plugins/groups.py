@@ -135,6 +135,6 @@ def _is_missing(value: Any) -> bool:
     if value is None or (isinstance(value, str) and not value.strip()):
         return True
     try:
-        return not value == value
+        return bool(value != value)
     except (TypeError, ValueError):  # the answer of NA is neither, and that of some values not one
         return type(value).__name__ == "NAType"

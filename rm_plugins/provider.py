@@ -48,7 +48,7 @@ class Provider(ABC):
     counting and checking.
 
     Any number of threads may call `score`. The transform and the observer run in one thread at a time, and also `score_batch`, unless
-    the provider is `concurrent`.
+    the provider is `concurrent`, or a combinator with parts that are.
     """
 
     name: ClassVar[str]
@@ -114,6 +114,11 @@ class Provider(ABC):
         """Lets one thread in at a time; it guards what changes in this provider while it scores."""
         alone: OneThread = self.__dict__.setdefault("_alone", OneThread())
         return alone
+
+    @property
+    def scores_alone(self) -> bool:
+        """Whether `score_batch` runs in one thread at a time."""
+        return not self.concurrent
 
     @property
     def called(self) -> str:
@@ -325,7 +330,7 @@ class Provider(ABC):
     def _checked(self, samples: Sequence[Sample], *, stops: bool) -> Scores:
         # The one place where foreign exceptions of a provider and its transform become ours.
         try:
-            with nullcontext() if self.concurrent else self.one_thread:
+            with self.one_thread if self.scores_alone else nullcontext():
                 scores = self.score_batch(samples)
             scores = self._with_wrong_values_failed(scores, samples)
             for error in scores.errors.values():

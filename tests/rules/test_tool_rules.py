@@ -116,7 +116,12 @@ class TestResults:
         assert [one.result and one.result["content"] for one in found] == ["first", "second", "of b", "of c"]
 
     def test_with_an_id_belong_to_no_call_of_another_id(self) -> None:
-        late = [asks(call("a", id="1")), asks(call("a", id="2")), result("a", "one", tool_call_id="1"), result("a", "x", tool_call_id="9")]
+        late = [
+            asks(call("a", id="1")),
+            asks(call("a", id="2")),
+            result("a", "one", tool_call_id="1"),
+            result("a", "x", tool_call_id="9"),
+        ]
         assert [one.result and one.result["content"] for one in tool_calls_of(rm.Sample([], late), "a rule")] == ["one", None]
         repeated = [asks(call("a", id="0")), result("a", "one", tool_call_id="0")] * 2
         assert len([one for one in tool_calls_of(rm.Sample([], repeated), "a rule") if one.result]) == 2

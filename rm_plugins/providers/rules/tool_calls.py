@@ -35,8 +35,8 @@ class ToolCall:
     def has_succeeded(self, failures: Sequence[str] = ()) -> bool:
         """Whether there is a result that is not an error.
 
-        An error is a mapping whose key ``error`` is neither null nor false, as TRL writes it for a tool that raised or that does not
-        exist, or a text that begins with one of `failures`.
+        An error is a mapping whose key ``error`` is neither null nor false, or a text that begins with one of `failures`. TRL writes such
+        a mapping for a tool that raised or that does not exist.
         """
         if self.result is None:
             return False
@@ -48,7 +48,7 @@ def tool_calls_of(sample: Sample, called: str) -> list[ToolCall]:
     """The calls of a completion in their order.
 
     A result belongs to the call with its ``tool_call_id``. If it or the call has no id, it belongs to the first call of its name, in the
-    message before it, that has no result yet; without a name too, to the first such call of any name.
+    message before it, that has no result yet. Without a name too, it belongs to the first such call of any name.
 
     Args:
         sample: The sample.
