@@ -140,6 +140,15 @@ class TestZScoreInGroup:
     def test_groups_of_one_and_samples_without_a_prompt_are_0(self) -> None:
         np.testing.assert_array_equal(ZScoreInGroup()(np.array([3.0, 4.0, 5.0]), samples("a", "", "")), np.zeros(3))
 
+    @pytest.mark.parametrize("scale", [1.0, -1e300, 1e-300, 0.0])
+    def test_scores_that_differ_by_rounding_are_equal(self, scale: float) -> None:
+        """Otherwise they would be spread as widely as any others, and ranked."""
+        values = scale * np.array([0.1 + 0.2, 0.3, 0.3])
+        np.testing.assert_array_equal(ZScoreInGroup()(values, samples(*"aaa")), np.zeros(3))
+        np.testing.assert_array_equal(RankInGroup()(values, samples(*"aaa")), np.full(3, 0.5))
+        near = scale * np.array([0.3, 0.3 + 1e-9, 0.3])
+        assert ZScoreInGroup()(near, samples(*"aaa")).any() == (scale != 0)
+
     def test_by_column(self) -> None:
         found = ZScoreInGroup(group="id")(np.array([1.0, 3.0, 5.0]), samples("a", "b", "a", id=[1, 1, 2]))
         np.testing.assert_array_equal(found, [-1.0, 1.0, 0.0])
