@@ -9,8 +9,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from rm_plugins.canonical_json import canonical_json, listed
 from rm_plugins.errors import DataError
-from rm_plugins.samples import Sample, canonical_json
+from rm_plugins.samples import Sample
 
 
 def groups_of(samples: Sequence[Sample], id_column: str | None = None) -> list[list[int]]:
@@ -121,8 +122,7 @@ _rows: ContextVar[Mapping[int, int]] = ContextVar("rm_plugins_rows_as_groups", d
 def _key(sample: Sample, id_column: str | None) -> str | None:
     if id_column is None:
         return sample.prompt_key.hex() if sample.prompt else None
-    value = sample.columns.get(id_column)
-    value = value.tolist() if hasattr(value, "tolist") else value
+    value = listed(sample.columns.get(id_column))
     if _is_missing(value):
         return ""
     if isinstance(value, float) and value.is_integer():  # a table whose column lacks some values has floats for integers

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
+from rm_plugins.canonical_json import canonical_json, listed
 from rm_plugins.errors import DataError, RmPluginsError, UnsupportedError
 
 Message: TypeAlias = Mapping[str, Any]
@@ -274,47 +273,11 @@ def _text_in(piece: Any) -> str | None:
 
 def prompt_key(prompt: Any, columns: Mapping[str, Any]) -> bytes:
     """`Sample.prompt_key` for a prompt without a completion, and any columns of its row."""
-    beside = [value.tolist() if hasattr(value, "tolist") else value for value in map(columns.get, PROMPT_COLUMNS)]
-    return _digest([_canonical(prompt), *(value or None for value in beside)])
+    return _digest([_canonical(prompt), *(listed(columns.get(name)) or None for name in PROMPT_COLUMNS)])
 
 
 def _digest(value: Any) -> bytes:
     return blake2b(canonical_json(value).encode(), digest_size=16).digest()
-
-
-def canonical_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """JSON that is the same for equal values, regardless of the order of their keys.
-
-    Args:
-        value: Any value.
-        default: Gives the JSON form of a value that has none; by default, arrays become lists and everything else text.
-    """
-    try:
-        return json.dumps(value, sort_keys=True, default=default or _plain)
-    except TypeError:  # keys of several types cannot be sorted
-        return json.dumps(_with_text_keys(value), sort_keys=True, default=default or _plain)
-
-
-def _with_text_keys(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else repr(key): _with_text_keys(item) for key, item in value.items()}
-    return [_with_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _plain(value: Any) -> Any:
-    """Arrays as lists, images and other objects as digests of what they hold, and anything else without a JSON form as text."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if hasattr(value, "tobytes") and hasattr(value, "mode"):  # an image, which each row of a dataset decodes for itself
-        return ["image", value.mode, value.size, blake2b(value.tobytes(), digest_size=16).hexdigest()]
-    text = repr(value)
-    if " at 0x" not in text:
-        return text
-    # An address differs between equal objects, and is used again for another object after this one has gone.
-    try:
-        return [type(value).__name__, blake2b(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), digest_size=16).hexdigest()]
-    except Exception:  # whatever it refuses with; such an object is equal to itself only
-        return text
 
 
 def text_of(part: str | Sequence[Message]) -> str:
@@ -358,8 +321,7 @@ def called_functions(message: Message) -> list[Mapping[str, Any]]:
     >>> called_functions({"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}, 7]})
     [{'name': 'add', 'arguments': {}}, {}]
     """
-    calls = message.get("tool_calls")
-    calls = calls.tolist() if hasattr(calls, "tolist") else calls
+    calls = listed(message.get("tool_calls"))
     if not isinstance(calls, (list, tuple)):
         return []
     functions: list[Mapping[str, Any]] = []

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from rm_plugins.scores import FloatArray
 
 _ROUNDING = 1e-12
-"""Scores of a group that differ by less, relative to the largest, are equal: sums of the same numbers in another order are rounded apart."""
+"""Scores of a group that differ by less, relative to the largest, are equal: sums in another order are rounded apart."""
 
 
 def ranks_in_groups(scores: FloatArray, groups: Iterable[Sequence[int]]) -> FloatArray:

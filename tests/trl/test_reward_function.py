@@ -143,8 +143,8 @@ class TestCall:
         assert names[0] == names[1] > {"rewards/mine/duplicate_share", "rewards/mine/cached"}
 
     def test_a_column_may_have_the_name_of_a_parameter(self) -> None:
-        names = ("self", "call", "samples", "function", "spec", "name")
-        assert reward_func(length_reward)(prompts=["Q"], completions=["abc"], **{name: ["x"] for name in names}) == [3]
+        columns: Any = {name: ["x"] for name in ("self", "call", "samples", "function", "spec", "name")}
+        assert reward_func(length_reward)(prompts=["Q"], completions=["abc"], **columns) == [3]
 
     def test_what_is_no_sample_is_named(self) -> None:
         with pytest.raises(DataError, match=r"Item 1 of the batch is not a sample: completion\[0\] has the unknown role 'bot'"):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import FiniteFloat
 
+from rm_plugins.canonical_json import listed
 from rm_plugins.component import LocalPath
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError
 from rm_plugins.provider import Provider
@@ -116,8 +117,7 @@ class ToolArguments(Provider):
     def _schemas_for(self, row: int, sample: Sample) -> Mapping[str, Mapping[str, Any]]:
         if self._schemas is not None:
             return self._schemas
-        tools = sample.columns.get(self.column)
-        tools = tools.tolist() if hasattr(tools, "tolist") else tools
+        tools = listed(sample.columns.get(self.column))
         try:
             schemas = _schemas_of(json.loads(tools) if isinstance(tools, str) else _without_nulls(tools or ()))
         except (ValueError, SpecError, DataError) as error:
