@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
+from rm_plugins.canonical_json import canonical_json, listed
 from rm_plugins.errors import DataError
-from rm_plugins.samples import Sample, canonical_json
+from rm_plugins.samples import Sample
 
 
 def groups_of(samples: Sequence[Sample], id_column: str | None = None) -> list[list[int]]:
@@ -25,7 +27,7 @@ def groups_of(samples: Sequence[Sample], id_column: str | None = None) -> list[l
         id_column: The column that names a sample's group.
 
     Raises:
-        DataError: Samples lack the column, or it is null; its `rows` are those samples.
+        DataError: Samples lack the column, or it is null, NaN or an empty text; its `rows` are those samples.
 
     >>> groups_of([Sample("a", "1"), Sample("", "2"), Sample("a", "3"), Sample("", "4")])
     [[0, 2], [1], [3]]
@@ -57,7 +59,10 @@ def _known_keys(samples: Sequence[Sample], id_column: str | None) -> list[str | 
     keys = group_keys(samples, id_column)
     if lacking := [row for row, key in enumerate(keys) if key == ""]:
         first = samples[lacking[0]].columns
-        problem = "it is null" if id_column in first else f"the sample has {', '.join(map(repr, first)) or 'no columns'}"
+        value = first.get(str(id_column))
+        problem = f"it is {'null' if value is None else repr(value)}"
+        if id_column not in first:
+            problem = f"the sample has {', '.join(map(repr, first)) or 'no columns'}"
         raise DataError(
             f"The samples are grouped by the column {id_column!r}, but {len(lacking)} of {len(samples)} samples lack it (first: item "
             f"{lacking[0]}; {problem}). Give every row this column, or leave `group` out to group samples by their prompt.",
@@ -136,5 +141,19 @@ _rows: ContextVar[Mapping[int, int]] = ContextVar("rm_plugins_rows_as_groups", d
 def _key(sample: Sample, id_column: str | None) -> str | None:
     if id_column is None:
         return sample.prompt_key.hex() if sample.prompt else None
-    value = sample.columns.get(id_column)
-    return "" if value is None else f"{id_column}={canonical_json(value)}"
+    value = listed(sample.columns.get(id_column))
+    if _is_missing(value):
+        return ""
+    if isinstance(value, float) and value.is_integer():  # a table whose column lacks some values has floats for integers
+        value = int(value)
+    return f"{id_column}={canonical_json(value)}"
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value stands for none, in any format of a dataset: a NaN is not equal to itself, and pandas' NA to nothing."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return True
+    try:
+        return bool(value != value)
+    except (TypeError, ValueError):  # the answer of NA is neither, and that of some values not one
+        return type(value).__name__ == "NAType"

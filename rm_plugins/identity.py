@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rm_plugins.canonical_json import canonical_json
 from rm_plugins.component import Component
 from rm_plugins.constructor_schema import held_by
 from rm_plugins.function_code import others_code
 from rm_plugins.provider import Provider, transforms_of
 from rm_plugins.redaction import redacted
-from rm_plugins.samples import canonical_json
 
 
 def fingerprint(provider: Provider) -> str:

@@ -50,7 +50,7 @@ class Provider(ABC):
     counting and checking.
 
     Any number of threads may call `score`. The transform and the observer run in one thread at a time, and also `score_batch`, unless
-    the provider is `concurrent`.
+    the provider is `concurrent`, or a combinator with parts that are.
     """
 
     name: ClassVar[str]
@@ -116,6 +116,11 @@ class Provider(ABC):
         """Lets one thread in at a time; it guards what changes in this provider while it scores."""
         alone: OneThread = self.__dict__.setdefault("_alone", OneThread())
         return alone
+
+    @property
+    def scores_alone(self) -> bool:
+        """Whether `score_batch` runs in one thread at a time."""
+        return not self.concurrent
 
     @property
     def called(self) -> str:
@@ -328,7 +333,7 @@ class Provider(ABC):
         # The one place where foreign exceptions of a provider and its transform become ours.
         try:
             check_group_columns(samples, (by for transform in self.transforms.values() for by in transform.groupings))
-            with nullcontext() if self.concurrent else self.one_thread:
+            with self.one_thread if self.scores_alone else nullcontext():
                 scores = self.score_batch(samples)
             scores = finite_scores(scores, len(samples), f"The provider {self.called}")
             if self.transform is not None and not (stops and scores.errors):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
+from rm_plugins.canonical_json import canonical_json, listed
 from rm_plugins.errors import DataError, RmPluginsError, UnsupportedError
 
 Message: TypeAlias = Mapping[str, Any]
@@ -18,6 +18,9 @@ PROMPT_COLUMNS = ("tools", "chat_template_kwargs")
 """Columns that reach the chat template, and so belong to the prompt."""
 
 ROLES = ("assistant", "developer", "function", "system", "tool", "user")
+
+_INSTEAD_OF_CONTENT = ("tool_calls", "reasoning_content", "reasoning", "thinking")
+"""Keys of messages that may have no content: an answer that was cut off while the model reasoned has none."""
 
 Turns: TypeAlias = Literal["assistant", "last", "all"]
 """Which messages of a completion are read as its text; see `Sample.text_of_turns`."""
@@ -217,7 +220,7 @@ def _check_text_or_messages(part: str, value: object) -> None:
         if message["role"] not in ROLES:
             raise DataError(f"{where} has the unknown role {message['role']!r}. Allowed: {', '.join(ROLES)}.")
         content = message.get("content")
-        if content is None and message.get("tool_calls"):
+        if content is None and any(message.get(name) for name in _INSTEAD_OF_CONTENT):
             continue
         if isinstance(content, str):
             continue
@@ -228,12 +231,11 @@ def _check_text_or_messages(part: str, value: object) -> None:
             )
         for place, piece in enumerate(content):
             # In TRL, a list that a tool returns is the content of its message, whatever its items are.
-            if isinstance(piece, str) or (message["role"] == "tool" and not _is_part(piece)):
+            if isinstance(piece, str) or message["role"] == "tool" or _is_part(piece):
                 continue
-            if not _is_part(piece):
-                raise DataError(f"{where}.content[{place}] is not a part with a 'type', such as text: {piece!r:.200}.")
-            if piece["type"] == "text" and not isinstance(piece.get("text"), str):
-                raise DataError(f"{where}.content[{place}] is a part of the type 'text' but has no text: {piece!r:.200}.")
+            is_text = isinstance(piece, Mapping) and piece.get("type") == "text"
+            problem = "a part of the type 'text' but has no text" if is_text else "not a part with a 'type', such as text"
+            raise DataError(f"{where}.content[{place}] is {problem}: {piece!r:.200}.")
 
 
 def _canonical(part: Any) -> Any:
@@ -257,7 +259,9 @@ def _is_text(content: Any) -> bool:
 
 
 def _is_part(piece: Any) -> bool:
-    return isinstance(piece, Mapping) and isinstance(piece.get("type"), str)
+    if not isinstance(piece, Mapping) or not isinstance(piece.get("type"), str):
+        return False
+    return piece["type"] != "text" or isinstance(piece.get("text"), str)
 
 
 def _text_in(piece: Any) -> str | None:
@@ -269,35 +273,11 @@ def _text_in(piece: Any) -> str | None:
 
 def prompt_key(prompt: Any, columns: Mapping[str, Any]) -> bytes:
     """`Sample.prompt_key` for a prompt without a completion, and any columns of its row."""
-    return _digest([_canonical(prompt), *(columns.get(name) or None for name in PROMPT_COLUMNS)])
+    return _digest([_canonical(prompt), *(listed(columns.get(name)) or None for name in PROMPT_COLUMNS)])
 
 
 def _digest(value: Any) -> bytes:
     return blake2b(canonical_json(value).encode(), digest_size=16).digest()
-
-
-def canonical_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """JSON that is the same for equal values, regardless of the order of their keys.
-
-    Args:
-        value: Any value.
-        default: Gives the JSON form of a value that has none; by default, arrays become lists and everything else text.
-    """
-    try:
-        return json.dumps(value, sort_keys=True, default=default or _plain)
-    except TypeError:  # keys of several types cannot be sorted
-        return json.dumps(_with_text_keys(value), sort_keys=True, default=default or _plain)
-
-
-def _with_text_keys(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else repr(key): _with_text_keys(item) for key, item in value.items()}
-    return [_with_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _plain(value: Any) -> Any:
-    """Arrays as lists, and anything else without a JSON form as text."""
-    return value.tolist() if hasattr(value, "tolist") else repr(value)
 
 
 def text_of(part: str | Sequence[Message]) -> str:
@@ -341,7 +321,7 @@ def called_functions(message: Message) -> list[Mapping[str, Any]]:
     >>> called_functions({"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}, 7]})
     [{'name': 'add', 'arguments': {}}, {}]
     """
-    calls = message.get("tool_calls")
+    calls = listed(message.get("tool_calls"))
     if not isinstance(calls, (list, tuple)):
         return []
     functions: list[Mapping[str, Any]] = []

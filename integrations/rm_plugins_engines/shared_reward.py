@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rm_plugins.batching.batcher import Batch, Batcher
+from rm_plugins.canonical_json import canonical_json
 from rm_plugins.errors import SpecError
 from rm_plugins.per_process import PerProcess
-from rm_plugins.samples import RenderedSample, Sample, canonical_json
+from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.scores import Scores
 from rm_plugins.server.served_reward import ServedReward, characters
 from rm_plugins.spec import FILE_ENDINGS, load

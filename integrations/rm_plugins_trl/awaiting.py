@@ -57,4 +57,4 @@ def is_called_by_coroutine() -> bool:
     frame = None if asks is None else asks.f_back
     while frame is not None and frame.f_code.co_name in _INSIDE:
         frame = frame.f_back
-    return frame is not None and bool(frame.f_code.co_flags & inspect.CO_COROUTINE)
+    return frame is not None and bool(frame.f_code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR))

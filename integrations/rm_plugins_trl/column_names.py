@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 import rm_plugins as rm
 from rm_plugins.errors import SpecError, did_you_mean
@@ -21,6 +21,11 @@ def chosen_columns(provider: rm.Provider, columns: Sequence[str] | None) -> dict
     """
     if isinstance(columns, str):
         raise SpecError(f"columns must be a list of names, such as [{columns!r}], not one name.", key="columns")
+    if isinstance(columns, Set):
+        raise SpecError("columns must be a list of names; the order of a set differs between processes.", key="columns")
+    columns = None if columns is None else list(columns)
+    if wrong := [column for column in columns or () if not isinstance(column, str)]:
+        raise SpecError(f"the name of a part must be text, such as '0'; got {wrong[0]!r}.", key="columns")
     labels = _labels(provider)
     if columns is None:
         columns = _all(provider, labels)

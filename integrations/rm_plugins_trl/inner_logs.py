@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,11 +25,14 @@ class InnerLogs:
         self._metrics: dict[str, list[float]] = {}
         self._size = size
 
-    def log_extra_of(self, rows: Sequence[int]) -> Callable[[str, Sequence[Any]], None]:
+    def log_extra_of(self, rows: Sequence[int]) -> Callable[[str, Iterable[Any]], None]:
         """TRL's ``log_extra`` for a function that scores some rows; the others get None."""
         return partial(self._log_extra, rows)
 
-    def _log_extra(self, rows: Sequence[int], column: str, values: Sequence[Any]) -> None:
+    def _log_extra(self, rows: Sequence[int], column: str, values: Iterable[Any]) -> None:
+        values = list(values)
+        if len(values) != len(rows):
+            raise ValueError(f"log_extra({column!r}, ...) takes one value for each of the {len(rows)} rows, not {len(values)}")
         kept = self._columns.setdefault(column, [None] * self._size)
         for row, value in zip(rows, values, strict=True):
             kept[row] = value

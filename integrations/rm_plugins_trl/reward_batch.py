@@ -60,14 +60,15 @@ class RewardBatch:
         """The batch of a call, for a reward.
 
         Raises:
-            DataError: A list or the completions differ in number from the prompts.
+            DataError: A list or the completions differ in number from the prompts, or one of these is neither text nor messages.
         """
         prompts, completions = call.prompts, call.completions
         if len(completions) != len(prompts):
             raise _wrong_length("completions", completions, len(prompts))
         by_row, whole = _split(len(prompts), call.others, by_trainer=call.trainer_state is not None)
+        columns = {name: values for name, values in by_row.items() if name not in OF_THE_RUN}
         samples = [
-            rm.Sample(prompt, completion, {name: by_row[name][row] for name in by_row if name not in OF_THE_RUN})
+            _sample(row, prompt, completion, {name: values[row] for name, values in columns.items()})
             for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
         ]
         hooks = {"log_extra": call.log_extra, "log_metric": call.log_metric, "trainer_state": call.trainer_state}
@@ -81,6 +82,13 @@ class RewardBatch:
         if inner is not None and call.log_metric is not None:
             whole["log_metric"] = inner.log_metric
         return cls(call, samples, HandedOver(samples, whole, of_rows), inner)
+
+
+def _sample(row: int, prompt: Any, completion: Any, columns: Mapping[str, Any]) -> rm.Sample:
+    try:
+        return rm.Sample(prompt, completion, columns)
+    except DataError as error:
+        raise DataError(f"Item {row} of the batch is not a sample: {error}", rows=[row]) from error
 
 
 def _split(size: int, others: Mapping[str, Any], *, by_trainer: bool) -> tuple[dict[str, Sequence[Any]], dict[str, Any]]:

@@ -97,6 +97,7 @@ class SharedScoring:
 
     def __init__(self, scoring: RewardScoring, paths: Mapping[str, str], awaitable: bool) -> None:
         self.scoring = scoring
+        self.scoring.split(list(paths))
         self.paths = dict(paths)
         self.awaitable = awaitable
         self._batches: list[_Batch] = []
@@ -151,11 +152,14 @@ class SharedScoring:
     def _taken(self, call: TrainerCall, column: str, loop: asyncio.AbstractEventLoop | None) -> tuple[_Batch, bool]:
         """The batch of a call for a column, and whether it is a new one."""
         with self._alone:
-            for batch in self._batches:
-                if column not in batch.taken and batch.loop is loop and batch.is_of(call):
-                    batch.taken.add(column)
-                    if len(batch.taken) == len(self.paths):
-                        self._batches.remove(batch)
+            for batch in [*self._batches]:
+                if batch.loop is not loop or not batch.is_of(call):
+                    continue
+                is_again = column in batch.taken  # then it is scored again, and no other column gets the earlier scores
+                batch.taken.add(column)
+                if is_again or len(batch.taken) == len(self.paths):
+                    self._batches.remove(batch)
+                if not is_again:
                     return batch, False
             batch = _Batch.of(call, column, loop)
             if len(self.paths) > 1:

@@ -72,6 +72,7 @@ class RewardFunction:
 
     def __call__(
         self,
+        /,  # so that a column may be called `self`
         prompts: Sequence[Any],
         completions: Sequence[Any],
         *,
@@ -107,7 +108,7 @@ class RewardFunction:
             return self._awaited_rewards(call)  # type: ignore[return-value]
         return self._rewards(call, *self._now(call))
 
-    async def _awaited_call(self, *arguments: Any, **named: Any) -> list[float | None]:
+    async def _awaited_call(self, /, *arguments: Any, **named: Any) -> list[float | None]:
         rewards: Any = type(self).__call__(self, *arguments, **named)
         return await rewards  # type: ignore[no-any-return]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ Spec: TypeAlias = str | Path | Mapping[str, Any] | rm.Provider | Callable[..., A
 """Whatever `rm_plugins.load` takes."""
 
 _TAKEN = ("mean", "std", "min", "max", "abstained")
-"""Names of the trainers' own metrics of a reward."""
+"""Names of the trainers' own metrics of a reward, and of ours for all rewards."""
 
 _TURNS = Turns()
 """The order in which the rewards of this process communicate with other processes."""
@@ -56,6 +56,12 @@ class RewardScoring:
         self.seen: set[str] = set()
         """The names in `Scores.columns` of all batches so far, in any process."""
         self._in_training = RewardInTraining(self.provider, self.name)
+        self._metrics_of_trainer = frozenset(_TAKEN)
+
+    def split(self, columns: Sequence[str]) -> None:
+        """Have the trainer see it as reward columns, each called ``NAME/COLUMN``, instead of one reward."""
+        self._in_training.shown_as = [f"{self.name}/{column}" for column in columns]
+        self._metrics_of_trainer = frozenset([*_TAKEN, *(f"{column}/{metric}" for column in columns for metric in _TAKEN)])
 
     @property
     def key(self) -> str:
@@ -134,7 +140,7 @@ class RewardScoring:
         log_metric, log_extra = batch.call.log_metric or _ignore, batch.call.log_extra or _ignore
         details = _shared_details(scores)
         self.seen.update(details)
-        means = {detail_metric(detail): mean_of(values) for detail, values in details.items()}
+        means = {detail_metric(detail, self._metrics_of_trainer): mean_of(values) for detail, values in details.items()}
         others = {metric: float(scores.metadata.get(metric, math.nan)) for metric in self.provider.metrics}
         for metric, value in {"abstained": mean_of(scores.abstained.astype(np.float64)), **means, **others}.items():
             log_metric(f"rewards/{self.name}/{metric}", value)
@@ -165,7 +171,7 @@ def training_of(state: TrainerState | None) -> Training | None:
     return Training(state.global_step, state.max_steps, state.stateful_callbacks, kept_in)
 
 
-def detail_metric(detail: str) -> str:
+def detail_metric(detail: str, taken: Container[str] = _TAKEN) -> str:
     """What the mean of a detail is called in metrics, under ``rewards/NAME/``.
 
     An ensemble's detail ``std``, the spread of its members, is not the spread of the rewards, which has that name already.
@@ -173,7 +179,7 @@ def detail_metric(detail: str) -> str:
     >>> detail_metric("member/0"), detail_metric("std")
     ('member/0', 'std/mean')
     """
-    return f"{detail}/mean" if detail in _TAKEN else detail
+    return f"{detail}/mean" if detail in taken else detail
 
 
 def mean_of(values: FloatArray) -> float:

@@ -6,9 +6,10 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from rm_plugins.canonical_json import canonical_json
 from rm_plugins.errors import SpecError
 from rm_plugins.rendering.written_out import written_out
-from rm_plugins.samples import Sample, canonical_json
+from rm_plugins.samples import Sample
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _NAMES = ("prompt", "first", "second")

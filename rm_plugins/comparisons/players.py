@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from rm_plugins.canonical_json import canonical_json
 from rm_plugins.comparisons.schedules import Pair
-from rm_plugins.samples import Sample, canonical_json
+from rm_plugins.samples import Sample
 
 
 @dataclass(frozen=True, slots=True)

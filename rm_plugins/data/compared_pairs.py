@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal
 
+from rm_plugins.canonical_json import canonical_json
 from rm_plugins.data.answers import answers
 from rm_plugins.data.judgements import Judgement
-from rm_plugins.samples import Sample, canonical_json, text_of
+from rm_plugins.samples import Sample, text_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar
 
+from rm_plugins.canonical_json import canonical_json
 from rm_plugins.component import Component
-from rm_plugins.samples import Message, canonical_json
+from rm_plugins.samples import Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from rm_plugins.canonical_json import canonical_json
 from rm_plugins.errors import SpecError
 from rm_plugins.files import write_shared
 from rm_plugins.judges.judge import Question, Reply
-from rm_plugins.samples import canonical_json
 
 logger = logging.getLogger(__name__)
 

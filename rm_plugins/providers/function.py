@@ -181,7 +181,7 @@ class FunctionProvider(Provider):
             answer = self._call(list(samples), **self._taken(beside))
         return answer if isinstance(answer, Scores) else Scores(self._numbers(answer, len(samples)))
 
-    def _call(self, *samples: list[Sample], **named: Any) -> Any:
+    def _call(self, /, *samples: list[Sample], **named: Any) -> Any:
         """What the function returns; what it raises becomes an error that says where."""
         try:
             answer = self.function(*samples, **named, **self.arguments)

@@ -10,9 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from rm_plugins.scores import FloatArray
 
+_ROUNDING = 1e-12
+"""Scores of a group that differ by less, relative to the largest, are equal: sums in another order are rounded apart."""
+
 
 def ranks_in_groups(scores: FloatArray, groups: Iterable[Sequence[int]]) -> FloatArray:
     """The place of each score among those of its group, float64 [N]: 0 is the lowest, 1 the highest, equal ones share their mean.
+
+    Scores that differ only by rounding are equal.
 
     Args:
         scores: float64 [N], NaN where there is none.
@@ -28,14 +33,14 @@ def ranks_in_groups(scores: FloatArray, groups: Iterable[Sequence[int]]) -> Floa
     for rows in groups:
         known = np.array([row for row in rows if not np.isnan(scores[row])], dtype=int)
         if len(known) > 1:
-            ranks[known] = (mean_ranks(scores[known]) - 1) / (len(known) - 1)
+            ranks[known] = (mean_ranks(_without_rounding(scores[known])) - 1) / (len(known) - 1)
     return ranks
 
 
 def standardized_in_groups(scores: FloatArray, groups: Iterable[Sequence[int]]) -> FloatArray:
     """(score - mean) / std of each score in its group, float64 [N], std with ddof 0; 0 where all scores of the group are equal.
 
-    Sums are exactly rounded, so the result does not depend on the order of the scores.
+    Sums are exactly rounded, so the result does not depend on the order of the scores. Scores that differ only by rounding are equal.
 
     Args:
         scores: float64 [N], NaN where there is none, which stays NaN; an infinite one stays infinite, and does not count for the others.
@@ -49,7 +54,7 @@ def standardized_in_groups(scores: FloatArray, groups: Iterable[Sequence[int]]) 
         known = [row for row in rows if np.isfinite(scores[row])]
         if not known:
             continue
-        values = scores[known].tolist()
+        values = _without_rounding(scores[known]).tolist()
         # Dividing by a power of two is exact, and keeps squares of very large and very small scores from over- and underflowing.
         exponent = math.frexp(max(map(abs, values)))[1]
         values = [math.ldexp(value, -exponent) for value in values]
@@ -57,6 +62,19 @@ def standardized_in_groups(scores: FloatArray, groups: Iterable[Sequence[int]]) 
         std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
         standardized[known] = [(value - mean) / (std or 1.0) for value in values]
     return standardized
+
+
+def _without_rounding(values: FloatArray) -> FloatArray:
+    """The scores, float64 [N], of which those that differ only by rounding are replaced by the lowest of them."""
+    if not np.isfinite(values).all():
+        return values
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    with np.errstate(over="ignore"):
+        differs = np.diff(ascending, prepend=-np.inf) > _ROUNDING * np.abs(values).max()
+    lowest = np.empty_like(values)
+    lowest[order] = ascending[np.maximum.accumulate(np.where(differs, np.arange(len(values)), 0))]
+    return lowest
 
 
 def mean_ranks(values: ArrayLike) -> FloatArray:

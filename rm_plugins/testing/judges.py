@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rm_plugins.canonical_json import canonical_json
 from rm_plugins.judges import Judge, Question, Reply
-from rm_plugins.samples import canonical_json
 
 if TYPE_CHECKING:
     pass

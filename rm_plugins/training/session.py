@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Collection, MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -56,6 +56,9 @@ class RewardInTraining:
     Args:
         provider: The reward.
         name: What the trainer calls it.
+
+    Attributes:
+        shown_as: The names of its metrics in the trainer: its own, or those of its reward columns.
     """
 
     _in_training: ClassVar[weakref.WeakSet[RewardInTraining]] = weakref.WeakSet()
@@ -64,6 +67,7 @@ class RewardInTraining:
     def __init__(self, provider: Provider, name: str) -> None:
         self.provider = provider
         self.key = f"{_PREFIX}{name}"
+        self.shown_as: Collection[str] = (name,)
         self._kept: MutableMapping[str, Any] | None = None
 
     def score(self, samples: Sequence[Sample], training: Training | None) -> Scores:
@@ -124,12 +128,16 @@ class RewardInTraining:
         return {f"{path} of {name}" if path else name: digest for path, digest in fingerprints_of_parts(self.provider).items()}
 
     def _check_name(self, training: Training) -> None:
-        if any(other.key == self.key and other._kept is training.kept for other in self._in_training):
-            name = self.key.removeprefix(_PREFIX)
+        others = [other for other in self._in_training if other._kept is training.kept and other is not self]
+        names = {name for other in others for name in other._names()}
+        if twice := [name for name in self._names() if name in names]:
             raise SpecError(
-                f"Two rewards of this training are called {name!r}, and would share their metrics and their state. Give one "
+                f"Two rewards of this training are called {twice[0]!r}, and would share their metrics and their state. Give one "
                 "another name: reward_func(SPEC, name=...), or `label` in its spec."
             )
+
+    def _names(self) -> list[str]:
+        return [self.key.removeprefix(_PREFIX), *self.shown_as]
 
     def _resume(self, training: Training) -> None:
         if (learned := training.kept.get(self.key)) is not None:

@@ -81,6 +81,17 @@ def test_calls_of_what_waits_run_at_the_same_time_in_their_order() -> None:
     assert [scores.values.tolist() for scores in asyncio.run(both())] == [[3, 1, 2], [3]]
 
 
+def test_a_reward_with_a_part_that_waits_does_not_hold_back_its_own_calls() -> None:
+    Computing.most = 0
+    reward = rm.load({"provider": "sum", "members": [Together(3), Computing()]})
+
+    async def calls() -> list[rm.Scores]:
+        return await asyncio.gather(*(reward.ascore([sample]) for sample in SAMPLES))
+
+    assert [scores.values.tolist() for scores in asyncio.run(calls())] == [[3], [1], [2]]
+    assert Computing.most == 1  # the part that computes still does so in one thread at a time
+
+
 def test_what_computes_runs_one_after_another_in_the_order_of_the_calls() -> None:
     async def all_of() -> None:
         await asyncio.gather(*(Computing().ascore([rm.Sample("Q", str(number))]) for number in range(6)))

@@ -85,6 +85,16 @@ class TestSample:
         with pytest.raises(DataError, match=message):
             rm.Sample(prompt, completion)
 
+    @pytest.mark.parametrize("key", ["tool_calls", "reasoning_content", "reasoning", "thinking"])
+    def test_a_message_that_says_nothing_may_have_no_content(self, key: str) -> None:
+        sample = rm.Sample([USER], [{"role": "assistant", "content": None, key: ["hm"]}])
+        assert (sample.completion_text, sample.text_messages[-1]["content"]) == ("", "")
+
+    def test_a_tool_may_return_anything(self) -> None:
+        rows = [{"type": "text", "title": "T"}, {"type": 3}, 7, "x", {"type": "text", "text": "y"}]
+        sample = rm.Sample([USER], [{"role": "tool", "content": rows}])
+        assert sample.text_of_turns("all") == 'tool: {"title": "T", "type": "text"}{"type": 3}7xy'
+
     def test_text_has_no_messages(self) -> None:
         with pytest.raises(UnsupportedError, match="has no messages"):
             _ = rm.Sample("Q", "4").messages

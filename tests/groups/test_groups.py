@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,13 @@ from rm_plugins.transforms import Chain, RankInGroup, Scale, ZScoreInGroup
 from tests.groups.grouped_rewards import RUNNING, Shorter, length
 
 CONVERSATION = [{"role": "user", "content": "Q"}]
+
+
+class Held:
+    """An object without a JSON form, and with an address in its text."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
 
 
 def samples(*prompts: Any, **columns: Sequence[Any]) -> list[rm.Sample]:
@@ -59,6 +68,34 @@ class TestGroups:
         values = [1, "1", 1, {"a": 1, "b": 2}, {"b": 2, "a": 1}, True]
         assert groups_of(samples(*"aababb", id=values), "id") == [[0, 2], [1], [3, 4], [5]]
         assert groups_of(samples("", "", id=[7, 7]), "id") == [[0, 1]]
+
+    def test_a_number_is_the_same_in_every_format_of_a_dataset(self) -> None:
+        values = [7, 7.0, np.int64(7), np.float32(7), "7", 7.5, np.array([1, 2]), [1, 2], (1, 2)]
+        assert groups_of(samples(*"abcdefghi", id=values), "id") == [[0, 1, 2, 3], [4], [5], [6, 7, 8]]
+        tools = [np.array([{"name": "f"}, {"name": "g"}]), [{"name": "f"}, {"name": "g"}], np.array([]), []]
+        assert groups_of(samples(*"aaaa", tools=tools)) == [[0, 1], [2, 3]]
+
+    @pytest.mark.parametrize("missing", [np.nan, np.float32("nan"), np.datetime64("NaT"), pandas.NA, pandas.NaT, "", " "])
+    def test_what_stands_for_no_value_in_a_table_is_no_id(self, missing: Any) -> None:
+        with pytest.raises(DataError, match=r"2 of 3 samples lack it \(first: item 0; it is ") as raised:
+            groups_of(samples("a", "b", "c", id=[missing, missing, 1]), "id")
+        assert raised.value.rows == frozenset((0, 1))
+
+    def test_prompts_with_equal_images_are_equal(self) -> None:
+        """Each row of a dataset decodes its image for itself, and TRL puts it into the prompt."""
+        Image = pytest.importorskip("PIL.Image")
+
+        def prompt(red: int) -> list[dict[str, Any]]:
+            return [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (4, 4), (red, 0, 0))}]}]
+
+        given = samples(prompt(1), prompt(1), prompt(2))
+        assert groups_of(given) == [[0, 1], [2]]
+        assert len({rm.Sample(prompt(red), "a").key for red in range(9)}) == 9  # though they take turns at one address
+
+    def test_other_objects_are_equal_if_they_hold_the_same(self) -> None:
+        lock = Held(Lock())  # it cannot be pickled, so it is equal to itself only
+        values = [Held(1), Held(1), Held(2), lock, Held(Lock()), lock]
+        assert groups_of(samples(*"aaaaaa", id=values), "id") == [[0, 1], [2], [3, 5], [4]]
 
     def test_a_row_that_lacks_the_column_is_its_error(self) -> None:
         given = [*samples("a", "a", id=[1, None]), rm.Sample("a", "2", {"ID": 1})]
@@ -143,6 +180,15 @@ class TestZScoreInGroup:
 
     def test_groups_of_one_and_samples_without_a_prompt_are_0(self) -> None:
         np.testing.assert_array_equal(ZScoreInGroup()(np.array([3.0, 4.0, 5.0]), samples("a", "", "")), np.zeros(3))
+
+    @pytest.mark.parametrize("scale", [1.0, -1e300, 1e-300, 0.0])
+    def test_scores_that_differ_by_rounding_are_equal(self, scale: float) -> None:
+        """Otherwise they would be spread as widely as any others, and ranked."""
+        values = scale * np.array([0.1 + 0.2, 0.3, 0.3])
+        np.testing.assert_array_equal(ZScoreInGroup()(values, samples(*"aaa")), np.zeros(3))
+        np.testing.assert_array_equal(RankInGroup()(values, samples(*"aaa")), np.full(3, 0.5))
+        near = scale * np.array([0.3, 0.3 + 1e-9, 0.3])
+        assert ZScoreInGroup()(near, samples(*"aaa")).any() == (scale != 0)
 
     def test_by_column(self) -> None:
         found = ZScoreInGroup(group="id")(np.array([1.0, 3.0, 5.0]), samples("a", "b", "a", id=[1, 1, 2]))

@@ -115,6 +115,19 @@ class TestResults:
         found = tool_calls_of(rm.Sample([], completion), "a rule")
         assert [one.result and one.result["content"] for one in found] == ["first", "second", "of b", "of c"]
 
+    def test_with_an_id_belong_to_no_call_of_another_id(self) -> None:
+        late = [
+            asks(call("a", id="1")),
+            asks(call("a", id="2")),
+            result("a", "one", tool_call_id="1"),
+            result("a", "x", tool_call_id="9"),
+        ]
+        assert [one.result and one.result["content"] for one in tool_calls_of(rm.Sample([], late), "a rule")] == ["one", None]
+        repeated = [asks(call("a", id="0")), result("a", "one", tool_call_id="0")] * 2
+        assert len([one for one in tool_calls_of(rm.Sample([], repeated), "a rule") if one.result]) == 2
+        no_id = [asks(call("a")), result("a", "one", tool_call_id="1")]
+        assert tool_calls_of(rm.Sample([], no_id), "a rule")[0].result is not None
+
     def test_of_a_later_message_do_not_belong_to_earlier_calls(self) -> None:
         completion = [asks(call("a")), asks(call("a")), result("a", "late")]
         assert [one.result is None for one in tool_calls_of(rm.Sample([], completion), "a rule")] == [True, False]
@@ -123,8 +136,15 @@ class TestResults:
         ("content", "succeeded"),
         [
             ("{'error': 'it broke'}", False),
-            ('{"error": null}', False),
+            ('{"error": null, "result": 4}', True),
+            ("{'result': 4, 'error': False}", True),
+            ("{'error': ''}", False),
             ("{'errors': 0}", True),
+            ("{[1]: 'error'}", True),
+            ("{{}: 1, 'error': 2}", True),
+            ("{'error': 'it broke', 'at': datetime.date(2026, 1, 1)}", False),
+            ('{"error": "it was cut', False),
+            ("{'error': " + "[" * 5_000, False),
             ("an error is not unusual", True),
             ("{'error'", True),
             ("{" * 5_000 + "'error'", True),
@@ -162,6 +182,14 @@ class TestArguments:
         assert scored(rule, GOOD, tools=TOOLS) == scored(rule, GOOD, tools=json.dumps(TOOLS)) == [1]
         nulls = {"type": "function", "function": {"name": "weather", "parameters": {**PARAMETERS, "items": None}}}
         assert scored(rule, GOOD, tools=[nulls]) == [1]
+        empty = {**PARAMETERS, "properties": {"city": {"type": "string", "const": None}, "default": None}}
+        table = [{"type": "function", "function": {"name": "weather", "parameters": empty}}]
+        assert scored(rule, GOOD, tools=table) == scored(rule, GOOD, tools=np.array(table)) == [1]
+        only_null = [{"name": "weather", "input_schema": {"properties": {"city": {"const": None}}}}]
+        assert scored(rule, GOOD, tools=json.dumps(only_null)) == scored(load("tool-arguments", tools=only_null), GOOD) == [0]
+        wrong = [[{"name": "weather", "parameters": parameters}] for parameters in ([1], True, {"type": "x"})]
+        samples = [rm.Sample([], GOOD, {"tools": tools}) for tools in [*wrong, TOOLS]]
+        assert rule.score(samples, on_error="abstain").failed.tolist() == [True, True, True, False]
         assert np.isnan(scored(rule, NO_CALLS)).all()
         with pytest.raises(
             DataError, match=r"knows no tools of item 0, whose completion calls some: the column 'tools' is missing"
@@ -209,6 +237,7 @@ class TestArguments:
             ({"tools": []}, r"members\[1\]\.tools: there are no tools"),
             ({"tools": [{"type": "function"}]}, r"members\[1\]\.tools: tool 0 has no name"),
             ({"tools": [{"name": "a", "parameters": {"type": "x"}}]}, r"the parameters of the tool 'a' are not a JSON Schema"),
+            ({"tools": [WEATHER, {"name": "weather"}]}, r"two tools with different parameters are called 'weather'"),
             ({"tools": [len]}, r"members\[1\]\.tools: the function 'len' cannot be described as a tool"),
             ({"timeout": 0.0}, r"members\[1\]\.timeout: must be a positive number of seconds"),
         ],

@@ -6,7 +6,7 @@ import asyncio
 import json
 import pickle
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -98,9 +98,13 @@ class TestWhoAwaits:
             direct = await reward(["Q"], ["ab"])
             listed = await asyncio.gather(*[one(["Q"], ["ab"]) for one in [reward, partial(reward)]])
             generated = await asyncio.gather(*(one(["Q"], ["ab"]) for one in [reward]))
-            return direct, listed, generated, await reward.__call__(["Q"], ["ab"])
+            yielded = [one async for one in rollouts()]
+            return direct, listed, generated, yielded, await reward.__call__(["Q"], ["ab"])
 
-        assert asyncio.run(trainer()) == ([1], [[1], [1]], [[1]], [1])
+        async def rollouts() -> AsyncIterator[Any]:
+            yield await reward(["Q"], ["ab"])
+
+        assert asyncio.run(trainer()) == ([1], [[1], [1]], [[1]], [[1]], [1])
 
 
 class Meeting:

@@ -128,6 +128,14 @@ class TestCall:
             assert metrics["rewards/mine/tokens_per_second"] > 0  # the model has run, whatever came of it
         assert names[0] == names[1] > {"rewards/mine/duplicate_share", "rewards/mine/cached"}
 
+    def test_a_column_may_have_the_name_of_a_parameter(self) -> None:
+        columns: Any = {name: ["x"] for name in ("self", "call", "samples", "function", "spec", "name")}
+        assert reward_func(length_reward)(prompts=["Q"], completions=["abc"], **columns) == [3]
+
+    def test_what_is_no_sample_is_named(self) -> None:
+        with pytest.raises(DataError, match=r"Item 1 of the batch is not a sample: completion\[0\] has the unknown role 'bot'"):
+            reward_func(length_reward)([[], []], ["a", [{"role": "bot", "content": "b"}]])
+
     def test_columns_of_another_length(self) -> None:
         with pytest.raises(DataError, match="'answer' must be a list of 2 items"):
             reward_func(Recorder())(["a", "b"], ["x", "y"], answer=["blue"])

@@ -224,6 +224,8 @@ def test_processes_log_the_same_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a function scored no row of one of them: TRL's gathering would wait for ever."""
     logs = [InnerLogs(2), InnerLogs(3)]
     logs[0].log_extra_of([1])("seen", ["x"])
+    with pytest.raises(ValueError, match=r"log_extra\('seen', ...\) takes one value for each of the 2 rows, not 1"):
+        logs[0].log_extra_of([0, 1])("seen", ["x"])
     logs[0].log_metric("share", 1.0)
     logs[1].log_metric("other", 2.0)
     logs[1].log_metric("share", 0.0)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from rm_plugins.canonical_json import canonical_json
 from rm_plugins.engine.score_cache import MEMORY, ScoreCache
 from rm_plugins.errors import DataError, OutputError, ScoringError, SpecError
 from rm_plugins.handed_over import OF_THE_RUN
@@ -23,7 +24,7 @@ from rm_plugins.providers.combinators.parts import (
 )
 from rm_plugins.providers.combinators.sum import Sum
 from rm_plugins.providers.function import FunctionProvider
-from rm_plugins.samples import Sample, canonical_json
+from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.wire import sample_to_json
 

@@ -37,6 +37,11 @@ class Combinator(Provider):
         return all(part.concurrent for part in self.children.values())
 
     @property
+    def scores_alone(self) -> bool:
+        """Only if no part waits. If one does, a call may wait while another computes; parts that compute have locks of their own."""
+        return not any(part.concurrent for _, part in self.walk())
+
+    @property
     def part_names(self) -> tuple[str, ...] | None:
         """The names of its `part_providers`, where it has any."""
         return tuple(self.part_providers) or None

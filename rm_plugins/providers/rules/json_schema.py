@@ -139,6 +139,8 @@ def schema_validator(schema: Mapping[str, Any]) -> Validator:
         from referencing.jsonschema import DRAFT202012
     except ImportError as error:
         raise MissingDependencyError("JSON Schemas need the package jsonschema: pip install 'rm-plugins[rules]'.") from error
+    if not isinstance(schema, Mapping):
+        raise SpecError(f"not a JSON Schema: a mapping was expected, not {schema!r:.80}.", key="schema")
     cls = validator_for(schema, default=Draft202012Validator)
     try:
         cls.check_schema(dict(schema))

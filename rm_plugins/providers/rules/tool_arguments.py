@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import FiniteFloat
 
+from rm_plugins.canonical_json import listed
 from rm_plugins.component import LocalPath
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError
 from rm_plugins.provider import Provider
@@ -23,6 +24,8 @@ from rm_plugins.scores import Scores
 from rm_plugins.written_settings import read_json
 
 _ANYTHING: Mapping[str, Any] = {"type": "object"}
+_SCHEMA_KEYS = ("parameters", "input_schema", "inputSchema")
+"""What the schema of the arguments is called: in chat templates, in Anthropic's API, and in MCP."""
 
 
 class ToolArguments(Provider):
@@ -61,7 +64,7 @@ class ToolArguments(Provider):
         self._schemas: dict[str, Mapping[str, Any]] | None = None
         if tools is not None:
             try:
-                self._schemas = _schemas_of(_read(tools) if isinstance(tools, str) else tools)
+                self._schemas = _schemas_of(_without_nulls(_read(tools) if isinstance(tools, str) else tools, {"const"}))
             except (SpecError, DataError) as error:
                 raise SpecError(str(error), key="tools") from error
             if not self._schemas:
@@ -114,9 +117,9 @@ class ToolArguments(Provider):
     def _schemas_for(self, row: int, sample: Sample) -> Mapping[str, Mapping[str, Any]]:
         if self._schemas is not None:
             return self._schemas
-        tools = sample.columns.get(self.column)
+        tools = listed(sample.columns.get(self.column))
         try:
-            schemas = _schemas_of(json.loads(tools) if isinstance(tools, str) else tools or ())
+            schemas = _schemas_of(json.loads(tools) if isinstance(tools, str) else _without_nulls(tools or ()))
         except (ValueError, SpecError, DataError) as error:
             raise DataError(
                 f"{self.called}: item {row} has wrong tools in the column {self.column!r}: {error}", rows=[row]
@@ -174,20 +177,24 @@ def _schemas_of(tools: Any) -> dict[str, Mapping[str, Any]]:
             raise DataError(
                 f"tool {place} has no name; {{'type': 'function', 'function': {{'name': ...}}}} was expected, not {tool!r:.200}."
             )
-        schema = _without_nulls(function.get("parameters") or _ANYTHING)
+        schema = next((function[key] for key in _SCHEMA_KEYS if function.get(key)), _ANYTHING)
         try:
             schema_validator(schema)
         except SpecError as error:
             raise DataError(f"the parameters of the tool {function['name']!r} are {error.message}") from error
-        schemas[function["name"]] = schema
+        if schemas.setdefault(function["name"], schema) != schema:
+            raise DataError(f"two tools with different parameters are called {function['name']!r}.")
     return schemas
 
 
-def _without_nulls(schema: Any) -> Any:
-    """A schema without the keys that are null: a table of datasets gives every tool the keys of all tools."""
-    if isinstance(schema, Mapping):
-        return {key: _without_nulls(value) for key, value in schema.items() if value is not None or key in ("const", "default")}
-    return [_without_nulls(item) for item in schema] if isinstance(schema, (list, tuple)) else schema
+def _without_nulls(tools: Any, kept: Set[str] = frozenset()) -> Any:
+    """Tools without the keys that are null: a table gives every tool, and every parameter, the keys of all of them.
+
+    There, a ``const`` that is null nearly always is such a key. In JSON and in a spec it allows null only.
+    """
+    if isinstance(tools, Mapping):
+        return {key: _without_nulls(value, kept) for key, value in tools.items() if value is not None or key in kept}
+    return [_without_nulls(item, kept) for item in tools] if isinstance(tools, (list, tuple)) else tools
 
 
 def _described(tool: Callable[..., Any]) -> Any:

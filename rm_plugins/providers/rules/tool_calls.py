@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from rm_plugins.errors import DataError
 from rm_plugins.samples import Message, Sample, called_functions, message_text
 
+_ERROR_FIRST = re.compile(r"""\{\s*(["'])error\1\s*:(?!\s*(?:null|None|false|False)\b)""")
 _RESULTS = ("tool", "function")
 """The roles of messages with results."""
 
@@ -33,8 +35,8 @@ class ToolCall:
     def has_succeeded(self, failures: Sequence[str] = ()) -> bool:
         """Whether there is a result that is not an error.
 
-        An error is a mapping with the key ``error``, as TRL writes it for a tool that raised or that does not exist, or a text that
-        begins with one of `failures`.
+        An error is a mapping whose key ``error`` is neither null nor false, or a text that begins with one of `failures`. TRL writes such
+        a mapping for a tool that raised or that does not exist.
         """
         if self.result is None:
             return False
@@ -45,8 +47,8 @@ class ToolCall:
 def tool_calls_of(sample: Sample, called: str) -> list[ToolCall]:
     """The calls of a completion in their order.
 
-    A result belongs to the call with its ``tool_call_id``. Without an id, it belongs to the first call of its name, in the message before
-    it, that has no result yet; without a name too, to the first call of any name.
+    A result belongs to the call with its ``tool_call_id``. If it or the call has no id, it belongs to the first call of its name, in the
+    message before it, that has no result yet. Without a name too, it belongs to the first such call of any name.
 
     Args:
         sample: The sample.
@@ -61,32 +63,35 @@ def tool_calls_of(sample: Sample, called: str) -> list[ToolCall]:
             'messages, [{"role": "user", "content": ...}], and the trainer its tools.'
         )
     calls: list[ToolCall] = []
-    pending: list[tuple[int, Any]] = []  # the place of each call without a result, and its id
+    identifiers: list[Any] = []  # of each call
+    latest = 0  # the first call of the latest message with calls
     for message in sample.completion:
         if message["role"] in _RESULTS:
-            place = _place_of(message, calls, pending)
+            place = _place_of(message, calls, identifiers, latest)
             if place is not None:
                 call = calls[place]
                 calls[place] = ToolCall(call.name, call.arguments, message)
-                pending = [(other, identifier) for other, identifier in pending if other != place]
             continue
         functions = called_functions(message)
-        if functions:
-            pending = []
+        latest = len(calls) if functions else latest
         for function in functions:
-            pending.append((len(calls), function.get("id")))
+            identifiers.append(function.get("id"))
             name = function.get("name")
             calls.append(ToolCall(name if isinstance(name, str) else "", function.get("arguments"), None))
     return calls
 
 
-def _place_of(result: Message, calls: Sequence[ToolCall], pending: Sequence[tuple[int, Any]]) -> int | None:
+def _place_of(result: Message, calls: Sequence[ToolCall], identifiers: Sequence[Any], latest: int) -> int | None:
     """The place of the call that a result belongs to; None where there is none."""
     identifier, name = result.get("tool_call_id"), result.get("name")
-    of_id = next((place for place, of_call in pending if identifier is not None and of_call == identifier), None)
-    if of_id is not None:
-        return of_id
-    return next((place for place, _ in pending if name in (None, calls[place].name)), None)
+    pending = [place for place, call in enumerate(calls) if call.result is None]
+    pending = [place for place in pending if place >= latest] + [place for place in pending if place < latest]
+    if identifier is not None:
+        of_id = next((place for place in pending if identifiers[place] == identifier), None)
+        if of_id is not None:
+            return of_id
+        pending = [place for place in pending if identifiers[place] is None]
+    return next((place for place in pending if place >= latest and name in (None, calls[place].name)), None)
 
 
 def _is_error(text: str) -> bool:
@@ -94,7 +99,8 @@ def _is_error(text: str) -> bool:
     if not text.startswith("{") or "error" not in text:
         return False
     for read in (json.loads, ast.literal_eval):
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             result = read(text)
-            return isinstance(result, dict) and "error" in result
-    return False
+            return isinstance(result, dict) and result.get("error") not in (None, False)
+    # It cannot be read, such as one that was cut off, or holds what has no literal: its first key decides.
+    return _ERROR_FIRST.match(text) is not None

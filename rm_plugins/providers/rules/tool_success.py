@@ -16,8 +16,9 @@ from rm_plugins.samples import Sample
 class ToolSuccess(RowProvider):
     """The share of a completion's tool calls that succeeded: those with a result that is not an error.
 
-    An error is a result that is a mapping with the key ``error``, as TRL writes it for a tool that raised or does not exist. A completion
-    without calls abstains unless `no_calls` is set. A completion that is text is an error, because text does not say what is a call.
+    An error is a result that is a mapping whose key ``error`` is neither null nor false, as TRL writes it for a tool that raised or does
+    not exist. A completion without calls abstains unless `no_calls` is set. A completion that is text is an error, because text does not
+    say what is a call.
 
     Args:
         failures: What other errors begin with, such as ``Error:``.
