@@ -48,7 +48,7 @@ def check_group_columns(samples: Sequence[Sample], id_columns: Iterable[str | No
         id_columns: The columns, each as for `groups_of`; None needs no column.
 
     Raises:
-        DataError: Samples lack a column, or it is null; its `rows` are those samples.
+        DataError: Samples lack a column, or it is null, NaN or an empty text; its `rows` are those samples.
     """
     for column in id_columns:
         if column is not None:
