@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -150,12 +150,12 @@ def grpo_section(path: Path, seeds: int, labels: Sequence[int], steps: int) -> s
     results = {json.dumps(line["run"]): line["figures"] for line in read_results(path)}
     shown = []
     for pairs in labels:
-        judged = [results.get(json.dumps(["accuracy", seed, pairs])) for seed in range(seeds)]
-        runs = {
-            name: [results.get(json.dumps(["grpo", name, seed, pairs, steps])) for seed in range(seeds)] for name in REWARDS
-        }
-        if None in judged or any(None in found for found in runs.values()):
+        judgings = [json.dumps(["accuracy", seed, pairs]) for seed in range(seeds)]
+        trainings = {name: [json.dumps(["grpo", name, seed, pairs, steps]) for seed in range(seeds)] for name in REWARDS}
+        if not results.keys() >= {*judgings, *chain(*trainings.values())}:
             return ""
+        judged = [results[run] for run in judgings]
+        runs = {name: [results[run] for run in of_name] for name, of_name in trainings.items()}
         for name, found in runs.items():
             gains = [one["end"] - other["end"] for one, other in zip(found, runs[POINTWISE], strict=True)]
             shown.append(
