@@ -26,7 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def launch(folder: Path, *urls: str) -> None:
         run_program(
             *("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--module", "tests.trl.grouped_processes"),
-            *(made_policy(folder / "policy"), folder, *urls),
+            *(made_policy(folder / "policy"), folder),
+            *urls,
             PYTHONPATH=os.pathsep.join(sys.path),
             ACCELERATE_USE_CPU="true",
         )
