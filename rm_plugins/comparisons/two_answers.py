@@ -178,8 +178,8 @@ class TwoAnswers(Comparer):
             return [token for part in encoded for token in part]
         between = list(self._tokenizer(self.separator, add_special_tokens=False)["input_ids"])
         joined = encoded[0]
-        for part in encoded[1:]:
-            joined = [*joined, *between, *part]
+        for ids in encoded[1:]:
+            joined = [*joined, *between, *ids]
         before, after = self._around
         return [*before, *joined, *after]
 

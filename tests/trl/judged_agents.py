@@ -130,7 +130,7 @@ def rewards_of(folder: Path, judge_url: str, reward_url: str) -> list[RewardFunc
     ]
 
 
-class Trainer(GRPOTrainer):
+class Trainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped here
     """Completions are given by the prompt and by their number in its group."""
 
     def _generate_single_turn(self, prompt_ids: Any, *others: Any, **named: Any) -> Any:
