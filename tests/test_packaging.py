@@ -212,7 +212,7 @@ def test_the_commands_of_the_image_install_the_program_in_a_plain_environment(wh
     for command in (make, install_all, compile_all):
         for there, here in places.items():
             command = command.replace(there, str(here))
-        run("sh", "-c", command, cwd=tmp_path, PYTHONPATH="", **variables)
+        run("sh", "-c", command, cwd=tmp_path, path=None, PYTHONPATH="", **variables)
     (packages,) = environment.glob("lib/python*/site-packages")
     assert list(packages.glob("rm_plugins/__pycache__/*.pyc"))
     (packages / "these.pth").write_text(sysconfig.get_path("purelib"))
