@@ -312,7 +312,12 @@ class TestPerProcess:
     def test_a_fork_makes_its_own_also_while_a_thread_of_the_parent_makes_one(self) -> None:
         held, later, making, done = PerProcess[list[int]](), PerProcess[object](), threading.Event(), threading.Event()
         own = held.made(lambda: [os.getpid()])
-        maker = threading.Thread(target=lambda: later.made(lambda: (making.set(), done.wait(30))))
+
+        def slowly() -> object:
+            making.set()
+            return done.wait(30)
+
+        maker = threading.Thread(target=later.made, args=[slowly])
         maker.start()
         making.wait(30)
         if (child := os.fork()) == 0:

@@ -95,7 +95,8 @@ class TestGroups:
         assert set(scores.parts["0"].errors) == set(range(len(ids))) - {*fit}
         expected = other.score([given[row] for row in fit])
         np.testing.assert_array_equal(scores.values[fit], expected.values)
-        assert one.children["members[0]"].transform.state() == other.children["members[0]"].transform.state()
+        learned = [provider.children["members[0]"].transform for provider in (one, other)]
+        assert len({str(transform and transform.state()) for transform in learned}) == 1
 
     def test_a_row_of_judged_data_is_a_group(self) -> None:
         rows = [samples("a", "a"), samples("a", "a", ""), samples("a"), samples("a")]
