@@ -313,11 +313,11 @@ class TestPerProcess:
         held, later, making, done = PerProcess[list[int]](), PerProcess[object](), threading.Event(), threading.Event()
         own = held.made(lambda: [os.getpid()])
 
-        def make() -> object:
+        def slowly() -> object:
             making.set()
             return done.wait(30)
 
-        maker = threading.Thread(target=lambda: later.made(make))
+        maker = threading.Thread(target=later.made, args=[slowly])
         maker.start()
         making.wait(30)
         if (child := os.fork()) == 0:

@@ -104,7 +104,7 @@ class TestMathVerify:
         rule = MathVerify()
         samples = [rm.Sample("Q", "4", {"solution": "4"})] * 2
         rule.score(samples)
-        child: Any = rule._comparison._child
+        child: Any = rule._comparison._child.value.process  # type: ignore[union-attr]
         child.kill()
         child.wait()
         with pytest.raises(ScoringError, match=r"'math-verify' could not compare 1 of 2 answers \(first: item 0\)") as caught:
