@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +17,13 @@ from rm_plugins.models.settings import ModelSettings
 from tests.cheap_ensembles.conftest import written
 from tests.classifiers.conftest import SAMPLES
 from tests.conftest import MakeFolder
-from tests.servers import free_port
+from tests.warm_process import run_warm_group
 
 
 def test_two_processes_share_a_model(tiny_decoder: MakeFolder, tmp_path: Path) -> None:
     folder = tiny_decoder()
     written(folder)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    finished = subprocess.run(
-        [*command, "-m", "tests.classifiers.split_once", str(folder), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert finished.returncode == 0, finished.stderr[-3_000:]
+    run_warm_group(2, "tests.classifiers.split_once", folder, tmp_path)
     plain: Any = rm.load(str(folder))
     expected = plain.score(SAMPLES).values
     for rank in range(2):

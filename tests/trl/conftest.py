@@ -23,6 +23,7 @@ HELD_OUT = 800
 TRAINED_ON = 1_500
 MODELS_VARIABLE = "RM_PLUGINS_TEST_MODELS"
 
+# Tests run with both TRLs, unless they need the newest one or nothing in them depends on its version.
 newest_trl = pytest.mark.skipif(Version(trl_version) < Version("1.13"), reason="runs in the world of the newest TRL")
 last_trl_with_ppo = pytest.mark.skipif(Version(trl_version) >= Version("1.13"), reason="PPO left TRL in 1.13")
 

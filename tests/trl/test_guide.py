@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rm_plugins.data.rows import preference_samples
-from tests.trl.conftest import HELD_OUT, write_jsonl
+from tests.trl.conftest import HELD_OUT, newest_trl, write_jsonl
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
@@ -114,6 +114,7 @@ def test_hyperparameter_table(
             assert trainer.optimizer.defaults["lr"] == learning_rate
 
 
+@newest_trl  # the snippet is transformers alone
 def test_accuracy_check(polarity_model: Path, polarity_pairs: list[dict[str, Any]]) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     import rm_plugins as rm

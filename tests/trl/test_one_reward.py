@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
 ]
 
-PAIRS = {"encoder": 32, "decoder": 8}
+PAIRS = {"encoder": 16, "decoder": 4}
 
 
 def in_text(row: dict[str, Any]) -> dict[str, Any]:

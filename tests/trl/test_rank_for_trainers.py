@@ -12,7 +12,7 @@ from datasets import load_dataset
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from rm_plugins.cli import main
-from tests.trl.conftest import TRL_WARNINGS, write_jsonl
+from tests.trl.conftest import TRL_WARNINGS, newest_trl, write_jsonl
 
 pytestmark = TRL_WARNINGS
 
@@ -83,6 +83,7 @@ def test_what_the_chat_template_takes_reaches_the_trainer(tiny_policy: Path, tin
     assert trainer.processing_class.decode(ids).startswith('<|start|>tools\n[{"name": "clock"}]<|end|>')
 
 
+@newest_trl  # no trainer reads them
 def test_pairs_of_a_real_policy_by_a_real_reward(polarity_model: Path, smollm2_path: Path, tmp_path: Path) -> None:
     asked = [{"role": "user", "content": "Write one short sentence about a film."}]
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": asked}])

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.trl.conftest import newest_trl
+
+pytestmark = newest_trl  # `make test-trl-own` runs with the TRL of constraints.txt
+
 CHECKOUT = {
     "pyproject.toml": "[tool.pytest.ini_options]\n",
     "tests/__init__.py": "",
