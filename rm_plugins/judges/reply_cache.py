@@ -48,7 +48,7 @@ class ReplyCache:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             self._warn(f"{path} cannot be read ({error}); the question is asked again.")
             return None
         reply = _reply(content)

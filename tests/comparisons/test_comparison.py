@@ -317,8 +317,8 @@ class TestSpecs:
             ({"schedule": "reference"}, "reference: the schedule 'reference' needs the column"),
             ({"reference": "gold"}, "reference: is not a setting of the schedule 'all-pairs'"),
             ({"budget": 0}, "budget: must be at least 1, not 0"),
-            ({"prior": 0.0}, "prior: must be a positive number"),
-            ({"prior": math.inf}, "prior: must be a positive number"),
+            ({"prior": 0.0}, "prior: must be from 0.001 to 1000"),
+            ({"prior": math.inf}, "prior: must be from 0.001 to 1000"),
             ({"alone": "0"}, "alone: "),
             ({"comparer": "functoin"}, "comparer: .*Did you mean 'function'"),
             (

@@ -43,7 +43,7 @@ def test_an_error_is_asked_again(tmp_path: Path) -> None:
     assert judge.ask([question("a")])[0].cached
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"text": 3}', '{"text": "A", "label_probabilities": {"A": "high"}}', "\0"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, '{"text": 3}', '{"text": "A", "label_probabilities": {"A": "high"}}', "\0"])
 def test_a_damaged_file_is_said_once_and_asked_again(content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     judge = ScriptedJudge(text_of, cache=str(tmp_path))
     judge.ask([question("a"), question("b")])
