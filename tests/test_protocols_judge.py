@@ -200,7 +200,11 @@ def test_reasoning_that_the_server_took_out_of_the_content_is_passed_over() -> N
 @pytest.mark.parametrize(
     ("tokens", "content", "value"),
     [
-        (("No", " or", " Yes", "?", "<end>", ("Yes", {"Yes": 0.8, "No": 0.2})), "Yes", 0.8),  # a server that shows no reasoning at all
+        (
+            ("No", " or", " Yes", "?", "<end>", ("Yes", {"Yes": 0.8, "No": 0.2})),
+            "Yes",
+            0.8,
+        ),  # a server that shows no reasoning at all
         (("No", " or", " Yes", "?"), "", None),
         (("\u0120Yes", "\u0120it", "\u0120is", "\u010a"), "Yes it is", 1.0),
         ((("Yes", {"Yes": 0.8, "No": 0.2}),), "Yes, because of the sum.", 0.8),  # logprobs of the first token only

@@ -38,7 +38,7 @@ class Question:
 
 
 CUT_OFF = "\u2026"
-"""The end of the text of an answer to a question with labels that was cut off; its probabilities are known all the same."""
+"""The end of the text of an answer to a question with labels that was cut off; its first token is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,9 +106,10 @@ class Template:
             absent = sorted(self.names - values.keys())
             if absent and any(f"'{name}' is undefined" in str(error) for name in absent):
                 columns = {} if sample is None else sample.columns
-                raise DataError(
-                    f"The template uses {absent[0]!r}, but the row has no such column. {did_you_mean(absent[0], columns)}"
-                ) from error
+                known = (
+                    did_you_mean(absent[0], columns) if columns else "It has no columns besides the prompt and the completion."
+                )
+                raise DataError(f"The template uses {absent[0]!r}, but the row has no such column. {known}") from error
             raise DataError(f"The template cannot be filled in: {error}.") from error
         except Exception as error:  # what the values of a row do in the template's expressions
             raise DataError(f"The template cannot be filled in: {type(error).__name__}: {error}.") from error
@@ -172,7 +173,7 @@ class _NullError(Exception):
 
 
 def _written(value: Any) -> Any:
-    """What a template writes for a value: a conversation as paragraphs, and never "None", which a judge would take for a text."""
+    """What a template writes for a value: a conversation as paragraphs, and never "None", which a judge would read."""
     from jinja2 import Undefined
 
     if value is None:

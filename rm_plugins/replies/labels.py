@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
+from numbers import Real
 from typing import Any
 
 from rm_plugins.errors import AnswerError, SpecError, UnsupportedError
@@ -105,7 +106,9 @@ class Labels:
                 error=f"the judge's reasoning did not end within max_tokens; raise it. It ends with {written[-200:]!r}"
             )
         error = chat_text(choice).error
-        return LabelMasses(error=error or f"the logprobs are of the text {written[:80]!r}, and the judge's answer is {content[:80]!r}")
+        return LabelMasses(
+            error=error or f"the logprobs are of the text {written[:80]!r}, and the judge's answer is {content[:80]!r}"
+        )
 
     def at(self, tokens: Sequence[str], alternatives: Iterable[tuple[str, float]]) -> LabelMasses:
         """The probability of each label at the first token of an answer.
@@ -141,7 +144,7 @@ class Labels:
         "the judge's label probabilities are {'Yes': 1.5, 'No': -0.5}; one of 0 to 1 for each of 'Yes', 'No' was expected, 1 in all"
         """
         given = [masses.get(name) for name in self.names]
-        are_numbers = all(isinstance(mass, (int, float)) and 0 <= mass <= 1 for mass in given)
+        are_numbers = all(isinstance(mass, Real) and 0 <= mass <= 1 for mass in given)
         if not are_numbers or sum(given) > 1.001:  # type: ignore[arg-type]  # numbers
             names = ", ".join(map(repr, self.names))
             return LabelMasses(

@@ -69,6 +69,20 @@ def test_a_column_may_be_optional() -> None:
     assert template.render(rm.Sample("", "4", {"note": "n"})) == "4 (n)"
 
 
+@pytest.mark.parametrize("criteria", [{"text": "Is short.", "weight": 2}, [{"text": "Is short."}], ["Is short."], "Is short."])
+@pytest.mark.parametrize("name", ["pointwise", "pairwise"])
+def test_criteria_of_any_form_are_shown(name: str, criteria: Any) -> None:
+    given = {"instruction": "", "first": "", "second": ""}
+    text = Template(name, given=given).render(rm.Sample("2+2?", "4", {"criteria": criteria}), given)
+    assert "Is short." in text
+    assert "weight" not in text
+
+
+def test_a_row_without_columns_is_told() -> None:
+    with pytest.raises(DataError, match=r"uses 'level', but the row has no such column\. It has no columns besides"):
+        Template("{{ completion }} {{ level }}").render(rm.Sample("", "4"))
+
+
 def test_a_null_is_not_written_out() -> None:
     template = Template("{{ completion }} {{ note }}{{ other or 'none' }}")
     with pytest.raises(DataError, match=r"one of the columns 'note', 'other', which is null .* use {% if NAME is not none %}"):

@@ -89,7 +89,7 @@ def test_a_quoted_tag_is_no_reasoning() -> None:
 
 @pytest.mark.parametrize("verdicts", [["yes", "Yes."], ["*", "**", "***"], ["good", "(good)"]])
 def test_verdicts_that_a_text_cannot_tell_apart_are_not_read(verdicts: list[str]) -> None:
-    assert "spelt too much alike" in verdict_in(verdicts[0], verdicts).error
+    assert "differ in case or punctuation only" in verdict_in(verdicts[0], verdicts).error
 
 
 prose = st.text(alphabet="abcdefgh ,.\n", max_size=60)
