@@ -62,7 +62,8 @@ def write_questions(
         progress: Called with the number of rows that were read, one row after the other.
 
     Raises:
-        DataError: The share is out of range, a row is not judged or has no question of this form (the message names it), or no row gives a question.
+        DataError: The share is out of range, a row is not judged or has no question of this form (the message names it), or no row gives
+            a question.
         OutputError: The folder exists, has other files than questions, or cannot be written.
     """
     if not 0 <= held_out <= 1:

@@ -23,6 +23,7 @@ SHIPPED = Path(__file__).with_name("templates")
 OF_THE_SAMPLE = ("prompt", "completion", "messages")
 """Names that every template knows: the prompt and the completion as text, and the conversation as a list of messages."""
 
+_LARGEST_BASE, _LARGEST_EXPONENT = 1e6, 100
 _ENDINGS = (".jinja", ".jinja2", ".j2", ".txt", ".md")
 
 
@@ -189,6 +190,12 @@ def _written(value: Any) -> Any:
     return value
 
 
+def _power(base: Any, exponent: Any) -> Any:
+    if abs(base) > _LARGEST_BASE or abs(exponent) > _LARGEST_EXPONENT:
+        raise OverflowError("a power of such numbers may take hours")
+    return base**exponent
+
+
 @cache
 def _environment() -> ImmutableSandboxedEnvironment:
     from jinja2 import StrictUndefined
@@ -197,5 +204,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_written
     )
+    environment.intercepted_binops = frozenset({"**"})  # which then no compilation computes either
+    environment.binop_table["**"] = _power
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent, default=str)
     return environment

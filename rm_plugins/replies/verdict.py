@@ -58,7 +58,9 @@ def verdict_in(text: str, verdicts: Collection[str]) -> Verdict:
     "the answer has two different verdicts, 'A' and 'B'"
     """
     if alike := alike_verdicts(verdicts):
-        return Verdict(error=f"the verdicts {alike[0]!r} and {alike[1]!r} differ in case or punctuation only, so a text cannot tell them apart")
+        return Verdict(
+            error=f"the verdicts {alike[0]!r} and {alike[1]!r} differ in case or punctuation only, so a text cannot tell them apart"
+        )
     answer = after_reasoning(text)
     if answer is None:
         return Verdict(error="the reasoning does not end, so there is no answer after it")

@@ -105,6 +105,8 @@ def test_what_a_value_cannot_do_is_an_error_of_the_row() -> None:
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{{ range }}",
         "{{ completion * 10**13 }}",
+        "{{ 9**9**9 }}",
+        "{% set big = 9**99 %}{{ big**big }}",
     ):
         with pytest.raises(DataError, match="The template cannot be filled in"):
             Template("{{ completion }}" + template).render(SAMPLE)
