@@ -194,7 +194,44 @@ def test_white_space_and_reasoning_come_before_the_answer(tokens: Any) -> None:
 def test_reasoning_that_the_server_took_out_of_the_content_is_passed_over() -> None:
     tokens = ("No", " or", " Yes", "?", "<final>", ("Yes", {"Yes": 0.8, "No": 0.2}), "<end>")
     assert graded(choice(*tokens, content="Yes", reasoning_content="No or Yes?")).values == pytest.approx([0.8])
-    assert "reasoning did not end within max_tokens" in failure(choice("No", " or", content="", reasoning_content="No or"))
+    assert "empty after its reasoning" in failure(choice("No", " or", content="", reasoning_content="No or"))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "content", "value"),
+    [
+        (
+            ("No", " or", " Yes", "?", "<end>", ("Yes", {"Yes": 0.8, "No": 0.2})),
+            "Yes",
+            0.8,
+        ),  # a server that shows no reasoning at all
+        (("No", " or", " Yes", "?"), "", None),
+        (("\u0120Yes", "\u0120it", "\u0120is", "\u010a"), "Yes it is", 1.0),
+        ((("Yes", {"Yes": 0.8, "No": 0.2}),), "Yes, because of the sum.", 0.8),  # logprobs of the first token only
+        (("No", " or", " Yes"), "Indeed.", None),
+    ],
+)
+def test_the_answer_is_the_content_and_not_what_else_has_logprobs(tokens: Any, content: str, value: float | None) -> None:
+    assert graded(choice(*tokens, content=content)).values == [pytest.approx(value)]
+
+
+def test_a_second_verdict_in_the_answer_is_no_grade() -> None:
+    assert "two different verdicts, 'Yes' and 'No'" in failure(choice("Yes", "\n", "Verdict", ":", " No"))
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "insufficient_system_resource", "safety"])
+@pytest.mark.parametrize("protocol", [OpenAIJudge(), RANGE])
+def test_an_answer_that_something_else_ended_is_no_grade(protocol: OpenAIJudge, reason: str) -> None:
+    message = f"the judge's answer is not whole (finish_reason: {reason})"
+    assert failure(choice("Yes" if protocol is not RANGE else "Score: 7", finish_reason=reason), protocol) == message
+
+
+def test_a_number_in_a_content_of_parts_is_read() -> None:
+    parts = [{"type": "thinking", "thinking": "Score: 3"}, {"type": "text", "text": "Fine.\nScore: 7"}]
+    found = {**choice(""), "message": {"role": "assistant", "content": parts}}
+    assert graded(found, RANGE).values == [7.0]
+    parts.append({"type": "refusal", "refusal": "I may not."})
+    assert failure(found, RANGE) == "the judge refused to answer: I may not."
 
 
 @pytest.mark.parametrize("tokens", [("<think>", "Yes", " or"), (), ("\n", " "), ("<think>", "</think>", "\n")])
@@ -257,7 +294,8 @@ def test_logprobs_that_are_none_are_refused(change: Callable[[Any], Any], messag
     ("text", "value"),
     [
         ("Good.\nScore: 7", 7.0),
-        ("Score: 1\nBut then:\n\n**Score:** 7.5.\n", 7.5),
+        ("Score: 7.5\nSo:\n\n**Score:** 7.5.\n", 7.5),
+        ("Score: \uff18", 8.0),  # a wide digit
         ("score = 10", 10.0),
         ("<think>Score: 2</think>\nScore: 9", 9.0),
     ],
@@ -275,7 +313,9 @@ def test_a_number_is_read_from_the_last_line(text: str, value: float) -> None:
         "Score: seven",
         "Score: nan",
         "7",
-        "",
+        "Score: 3-4",
+        "Score: 1_0",
+        "I'd give 3 to A and 4 to B",
         "Score: 7\nThat is all.",
         "Score: 1e1",
     ],
@@ -291,14 +331,31 @@ def test_a_score_out_of_range_is_no_grade(text: str) -> None:
 
 def test_a_pattern_finds_the_number_elsewhere() -> None:
     protocol = OpenAIJudge(range=[0, 100], pattern=r"\[\[(.+?)\]\]")
-    assert graded(choice("[[20]] at first, [[85]] in the end"), protocol).values == [85.0]
+    assert graded(choice("[[85]], as I said: [[85.0]]"), protocol).values == [85.0]
     assert failure(choice("[[many]]"), protocol) == "the judge's score 'many' is not a number"
-    assert failure(choice("[[nan]]"), protocol) == "the judge's score 'nan' is not a number"
+    for written in ("nan", "1_0", "1e400", "3-4", "inf"):
+        assert failure(choice(f"[[{written}]]"), protocol) == f"the judge's score {written!r} is not a number"
 
 
-@pytest.mark.parametrize("text", ["<think>[[20]]</think>\nNo idea.", "<think>[[20]]"])
-def test_a_number_in_the_reasoning_is_no_grade(text: str) -> None:
-    assert "has no score" in failure(choice(text), OpenAIJudge(range=[0, 100], pattern=r"\[\[(.+?)\]\]"))
+def test_two_numbers_are_no_grade() -> None:
+    protocol = OpenAIJudge(range=[0, 100], pattern=r"\[\[(.+?)\]\]")
+    message = "the judge's answer has different scores, 20 and 85"
+    assert failure(choice("[[20]] at first, [[85]] in the end"), protocol) == message
+    assert failure(choice("Score: 2\nBut then:\n\nScore: 7.5"), RANGE) == "the judge's answer has different scores, 2 and 7.5"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<think>[[20]]</think>\nNo idea.", "has no score"),
+        ("<think>[[20]]", "reasoning did not end"),
+        ("Let me see.\n<think>[[20]]", "reasoning did not end"),
+        ("[THINK][[20]][/THINK]No idea.", "has no score"),
+        ("<|channel|>analysis<|message|>[[20]]<|end|>", "reasoning did not end"),
+    ],
+)
+def test_a_number_in_the_reasoning_is_no_grade(text: str, reason: str) -> None:
+    assert reason in failure(choice(text), OpenAIJudge(range=[0, 100], pattern=r"\[\[(.+?)\]\]"))
 
 
 def test_an_answer_that_was_cut_off_is_no_grade() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, ClassVar
@@ -77,11 +78,20 @@ class FunctionComparer(Comparer):
                 at = raised_at(self.function, error)
                 errors[place] = f"{self._shown} failed: {type(error).__name__}: {error}{f' ({at})' if at else ''}"
                 continue
-            number = answer.item() if hasattr(answer, "item") else answer
-            if number is None:
-                continue
-            if not isinstance(number, (bool, Real)) or float(number) < 0 or float(number) > 1:
+            if (probability := _probability(answer)) is None:
                 errors[place] = f"{self._shown} returned {answer!r:.80}; a number from 0 to 1, true, false or None was expected"
-                continue
-            probabilities[place] = float(number)
+            else:
+                probabilities[place] = probability
         return Verdicts(probabilities, errors)
+
+
+def _probability(answer: object) -> float | None:
+    """The probability that a function returned, NaN for no verdict; None if it is not one."""
+    if answer is None:
+        return math.nan
+    try:
+        number = answer.item() if hasattr(answer, "item") else answer  # NumPy, torch
+        probability = float(number) if isinstance(number, Real) else math.inf
+    except (ArithmeticError, RuntimeError, TypeError, ValueError):  # several numbers, or one that is too large
+        return None
+    return None if probability < 0 or probability > 1 else probability

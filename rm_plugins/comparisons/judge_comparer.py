@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -13,10 +13,12 @@ from rm_plugins.comparisons.listwise import covering_lists, ranking_in
 from rm_plugins.comparisons.pair_template import shared_columns
 from rm_plugins.component import LocalPath
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.judges import COSTS, Judge, Question, Reply, Template, cost_of, verdict_of
+from rm_plugins.judges import COSTS, Judge, Question, Reply, Template, cost_of
+from rm_plugins.replies import LabelScale
 from rm_plugins.samples import Message, Sample
 
 _FIRST, _SECOND, _TIE = "A", "B", "tie"
+_VALUES = {_FIRST: 1.0, _SECOND: 0.0, _TIE: 0.5}
 _MOST_IN_A_LIST = 20
 
 
@@ -64,8 +66,8 @@ class JudgeComparer(Comparer):
             raise SpecError(f"must be from 3 to {_MOST_IN_A_LIST}, not {k}; leave it out to compare two answers.", key="k")
         if k is not None and explain:
             raise SpecError("is for two answers: a ranking may be explained anyway.", key="explain")
-        if not 0 < min_label_mass <= 1:
-            raise SpecError(f"must be a probability above 0, not {min_label_mass}.", key="min_label_mass")
+        self.labels = (_FIRST, _SECOND, _TIE) if tie else (_FIRST, _SECOND)
+        self._scale = LabelScale({label: _VALUES[label] for label in self.labels}, min_label_mass)
         self.judge = judge
         self.k = k
         self.explain = explain
@@ -73,7 +75,6 @@ class JudgeComparer(Comparer):
         self.system = system
         self.min_label_mass = min_label_mass
         self.concurrent = judge.concurrent
-        self.labels = (_FIRST, _SECOND, _TIE) if tie else (_FIRST, _SECOND)
         answers = ("first", "second") if k is None else ("responses",)
         usual = "pairwise" if k is None else "listwise"
         self.template = Template(template or usual, given=(*answers, "instruction"), needed=answers)
@@ -94,7 +95,9 @@ class JudgeComparer(Comparer):
     def compare(self, samples: Sequence[Sample], asked: Sequence[Comparison]) -> Verdicts:
         """Ask all questions in one call of the judge."""
         begun = time.monotonic()
-        places = {(question.first, question.second): place for place, question in enumerate(asked)}
+        places: dict[tuple[int, int], list[int]] = {}
+        for place, each in enumerate(asked):
+            places.setdefault((each.first, each.second), []).append(place)
         lists = [list(pair) for pair in places] if self.k is None else covering_lists(asked, self.k)
         probabilities = np.full(len(asked), np.nan)
         errors: dict[int, str] = {}
@@ -103,14 +106,14 @@ class JudgeComparer(Comparer):
             try:
                 questions[number] = self.question([samples[member] for member in members])
             except DataError as error:
-                errors |= dict.fromkeys(_pairs(members, places), str(error))
-        replies = self.judge.ask([*questions.values()]) if questions else []
+                errors |= {place: str(error) for pair in _pairs(members) for place in places[pair]}
+        replies = self.judge.replies([*questions.values()])
         for number, reply in zip(questions, replies, strict=True):
             shares, reason = self._shares(reply, len(lists[number]))
-            for place, share in zip(_pairs(lists[number], places), shares, strict=True):
-                probabilities[place] = share
+            for pair, share in zip(_pairs(lists[number]), shares, strict=True):
+                probabilities[places[pair]] = share
                 if reason:
-                    errors[place] = reason
+                    errors |= dict.fromkeys(places[pair], reason)
         return Verdicts(probabilities, errors, cost_of(replies, time.monotonic() - begun))
 
     def question(self, answers: Sequence[Sample]) -> Question:
@@ -142,7 +145,7 @@ class JudgeComparer(Comparer):
 
     def _shares(self, reply: Reply, answers: int) -> tuple[list[float], str]:
         """The probability that the first of each pair of a list is better, in the order of `_pairs`, or NaN and why there is none."""
-        pairs = [(first, second) for first in range(answers) for second in range(first + 1, answers)]
+        pairs = _pairs(range(answers))
         nothing = [np.nan] * len(pairs)
         if reply.error:
             return nothing, reply.error
@@ -159,21 +162,13 @@ class JudgeComparer(Comparer):
         return [0.5 if gap == 0 else float(gap > 0) for gap in gaps], ""
 
     def _share_of_two(self, reply: Reply) -> tuple[float, str]:
-        value = {_FIRST: 1.0, _SECOND: 0.0, _TIE: 0.5}
-        masses: Mapping[str, float] | None = reply.label_probabilities
-        if masses is None or self.explain:
-            verdict = verdict_of(reply, self.labels)
-            return (np.nan, verdict.error) if verdict.error else (value[verdict.label], "")
-        mass = sum(masses.get(label, 0.0) for label in self.labels)
-        if mass < self.min_label_mass:
-            return np.nan, (
-                f"the labels {', '.join(self.labels)} have a total probability of {mass:.3g} in the judge's answer, less than "
-                f"min_label_mass ({self.min_label_mass:g}); the answer begins with {reply.text[:80]!r}"
-            )
-        share = sum(value[label] * masses.get(label, 0.0) for label in self.labels) / mass
-        return min(max(share, 0.0), 1.0), ""
+        if reply.label_probabilities is None or self.explain:
+            grade = self._scale.of_text(reply.text)
+        else:
+            grade = self._scale.of_masses(reply.label_probabilities, reply.text)
+        return np.nan if grade.value is None else min(max(grade.value, 0.0), 1.0), grade.error
 
 
-def _pairs(members: Sequence[int], places: Mapping[tuple[int, int], int]) -> list[int]:
-    """The positions of the questions that a list answers."""
-    return [places[first, second] for number, first in enumerate(members) for second in members[number + 1 :]]
+def _pairs(members: Sequence[int]) -> list[tuple[int, int]]:
+    """The questions that a list answers."""
+    return [(first, second) for number, first in enumerate(members) for second in members[number + 1 :]]

@@ -57,14 +57,17 @@ def write_questions(
         questions: Makes the questions.
         out: The folder to write.
         source: What messages call the origin of the rows.
-        held_out: The expected share of the prompts whose questions are held out.
+        held_out: The expected share of the prompts whose questions are held out, from 0 to 1.
         overwrite: Whether a folder of questions may be replaced.
         progress: Called with the number of rows that were read, one row after the other.
 
     Raises:
-        DataError: A row is not judged or has no question of this form (the message names it), or no row gives a question.
+        DataError: The share is out of range, a row is not judged or has no question of this form (the message names it), or no row gives
+            a question.
         OutputError: The folder exists, has other files than questions, or cannot be written.
     """
+    if not 0 <= held_out <= 1:
+        raise DataError(f"--held-out must be a share of the prompts, from 0 to 1, not {held_out:g}.")
     check_replaceable(out, overwrite=overwrite)
     numbers, verdicts, without = {TRAIN: 0, HELD_OUT: 0}, Counter[str](), 0
     with replacing_folder(out) as folder, ExitStack() as files:

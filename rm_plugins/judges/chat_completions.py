@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from rm_plugins.errors import SpecError, UnsupportedError
-from rm_plugins.judges.judge import Question, Reply
+from rm_plugins.judges.judge import CUT_OFF, Question, Reply
 from rm_plugins.protocols.discovery import listed_models
 from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts
 from rm_plugins.protocols.request_ids import check_request_id
 from rm_plugins.redaction import redact_logs
-from rm_plugins.replies import Labels, chat_text, only_choice, tokens_used, withheld
+from rm_plugins.replies import Labels, chat_text, is_cut_off, only_choice, tokens_used, withheld
 
 logger = logging.getLogger(__name__)
 redact_logs([__name__])
@@ -26,7 +26,7 @@ _SCHEMA_NAME = "answer"
 _OPTIONAL = {
     "response_format": re.compile(r"response_format|json_schema|structured|guided|grammar|schema", re.IGNORECASE),
     "logprobs": re.compile(r"logprobs", re.IGNORECASE),
-    "max_tokens": re.compile(r"max_completion_tokens"),
+    "max_tokens": re.compile(r"\buse\W+max_completion_tokens", re.IGNORECASE),  # vLLM names it where a question is too long
 }
 """Keys of a request that not every server or model knows, each with what an error message says of it."""
 
@@ -146,7 +146,8 @@ class ChatCompletions(Protocol):
                 pass
             else:
                 text = chat_text({**choice, "finish_reason": "stop"}).text  # the first token counts, so it may be cut off
-                return text or found.beginning.strip(), found.masses or None, found.error
+                text = (text or found.beginning.strip()) + (CUT_OFF if is_cut_off(choice) else "")
+                return text, found.masses or None, found.error
         written = chat_text(choice)
         return written.text, None, written.error
 

@@ -10,15 +10,18 @@ from rm_plugins.component import ModelSource
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.generation import Generator, GreedyCompletion, Sampling
 from rm_plugins.judges.caching_judge import CachingJudge
-from rm_plugins.judges.judge import Question, Reply
+from rm_plugins.judges.judge import CUT_OFF, Question, Reply
 from rm_plugins.judges.model_files import folder_digest
 from rm_plugins.one_thread import OneThread
-from rm_plugins.replies import Labels, after_reasoning, end_of_reasoning, first_word
-from rm_plugins.replies.reasoning import OPEN_REASONING
-
-_OPENED_BY_TEMPLATE = ("<think>", "<thinking>", "<reasoning>")
-_SPACES = {"\u2581": " ", "\u0120": " ", "\u010a": "\n"}
-"""The characters that vocabularies use for space and newline."""
+from rm_plugins.replies import (
+    Labels,
+    after_reasoning,
+    end_of_reasoning,
+    first_word,
+    has_open_reasoning,
+    opens_reasoning_at_end,
+    with_spaces,
+)
 
 
 class InProcessJudge(CachingJudge):
@@ -132,21 +135,26 @@ class InProcessJudge(CachingJudge):
         reply = Reply("", None, "", len(prompt), len(written.tokens) + written.finished)
         if not written.finished:
             return _failed(reply, "the judge's answer was cut off at max_tokens; raise max_tokens")
-        text = after_reasoning(written.text)
-        if text is None or (end_of_reasoning(written.text) is None and _opens_reasoning(generator, prompt)):
+        tokens = self._spelt(generator, written)
+        start = end_of_reasoning("".join(tokens))
+        if has_open_reasoning("".join(tokens)) or (start is None and _opens_reasoning(generator, prompt)):
             return _failed(reply, "the judge's reasoning did not end, so there is no answer after it")
+        text = after_reasoning(written.text) or ""
+        if start is not None and end_of_reasoning(written.text) is None:  # special tokens mark it, which the text lacks
+            first = first_word(tokens, start)
+            answer = [] if first is None else list(written.tokens[first:])
+            text = str(generator.tokenizer.decode(answer, skip_special_tokens=True)).strip()
         if not text:
-            return _failed(reply, f"the judge's answer is empty{' after its reasoning' if written.text.strip() else ''}")
+            return _failed(reply, f"the judge's answer is empty{' after its reasoning' if start is not None else ''}")
         return Reply(text, None, "", reply.prompt_tokens, reply.completion_tokens)
 
     def _label(self, generator: Generator, prompt: Sequence[int], written: GreedyCompletion, labels: Labels) -> Reply:
         """The reply of an answer whose first token is a label."""
         reply = Reply("", None, "", len(prompt), len(written.tokens) + written.finished)
-        words = self._words(generator)
-        tokens = [words[token] for token in written.tokens]
+        words, tokens = self._words(generator), self._spelt(generator, written)
         text = "".join(tokens)
         start = end_of_reasoning(text)
-        if start is None and (OPEN_REASONING.match(text) or _opens_reasoning(generator, prompt)):
+        if has_open_reasoning(text) or (start is None and _opens_reasoning(generator, prompt)):
             return _failed(reply, "the judge's reasoning did not end within label_tokens; raise it")
         first = first_word(tokens, start or 0)
         if first is None:
@@ -155,16 +163,27 @@ class InProcessJudge(CachingJudge):
         found = labels.at(tokens[first:], alternatives)
         if found.error:
             return _failed(reply, found.error)
-        answer = "".join(tokens[first:]).strip()
+        answer = "".join(tokens[first:]).strip() + ("" if written.finished else CUT_OFF)
         return Reply(answer, found.masses, "", reply.prompt_tokens, reply.completion_tokens)
+
+    def _spelt(self, generator: Generator, written: GreedyCompletion) -> list[str]:
+        """The tokens of an answer as text. A model may have more tokens than its tokenizer, which are nothing."""
+        words = self._words(generator)
+        return [words[token] if token < len(words) else "" for token in written.tokens]
 
     def _words(self, generator: Generator) -> list[str]:
         """The tokens of the vocabulary as text, by id."""
         if not self._vocabulary:
             tokenizer = generator.tokenizer
             known = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-            table = str.maketrans(_SPACES)
-            self._vocabulary = [(token or "").translate(table) for token in known]
+            # Byte-level vocabularies have characters of other scripts as bytes.
+            in_bytes = tokenizer.convert_tokens_to_string(["\u0120"]) == " "
+            self._vocabulary = [
+                with_spaces(token or "")
+                if not token or token.isascii() or not in_bytes
+                else str(tokenizer.convert_tokens_to_string([token]))
+                for token in known
+            ]
         return self._vocabulary
 
 
@@ -174,4 +193,4 @@ def _failed(reply: Reply, error: str) -> Reply:
 
 def _opens_reasoning(generator: Generator, prompt: Sequence[int]) -> bool:
     """Whether the chat template ends the prompt with the beginning of reasoning."""
-    return str(generator.tokenizer.decode(list(prompt[-8:]))).rstrip().endswith(_OPENED_BY_TEMPLATE)
+    return opens_reasoning_at_end(str(generator.tokenizer.decode(list(prompt[-8:]))))

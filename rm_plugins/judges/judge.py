@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from rm_plugins.canonical_json import canonical_json
 from rm_plugins.component import Component
+from rm_plugins.errors import ScoringError
 from rm_plugins.samples import Message
 
 
@@ -35,6 +36,10 @@ class Question:
         """32 bytes that are equal for equal questions only."""
         whole = canonical_json([list(self.messages), list(self.labels), self.schema])
         return blake2b(whole.encode(), digest_size=32).digest()
+
+
+CUT_OFF = "\u2026"
+"""The end of the text of an answer to a question with labels that was cut off; its first token is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,19 @@ class Judge(Component):
         Raises:
             ScoringError: No question can be answered, because the judge itself does not work.
         """
+
+    def replies(self, questions: Sequence[Question]) -> list[Reply]:
+        """What `ask` answers, checked: one reply per question; no questions are not asked.
+
+        Raises:
+            ScoringError: As for `ask`, or the judge did not give one reply per question.
+        """
+        replies = self.ask(questions) if questions else []
+        if len(replies) != len(questions) or not all(isinstance(reply, Reply) for reply in replies):
+            raise ScoringError(
+                f"The judge {self.name!r} gave {len(replies)} replies to {len(questions)} questions; one `Reply` each is needed."
+            )
+        return list(replies)
 
     def close(self) -> None:
         """Free what it holds: connections, the memory of a model. Asking again opens it again."""

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from hashlib import blake2b
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class ReplyCache:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             self._warn(f"{path} cannot be read ({error}); the question is asked again.")
             return None
         reply = _reply(content)
@@ -57,12 +58,13 @@ class ReplyCache:
         return reply
 
     def put(self, question: Question, reply: Reply) -> None:
-        """Keep a reply; one with an error is not kept, because it may be another one the next time."""
-        if reply.error:
+        """Keep a reply; one with an error, or with wrong probabilities, is not kept, because it may be another one the next time."""
+        probabilities = reply.label_probabilities
+        if reply.error or (probabilities is not None and not all(map(_is_probability, probabilities.values()))):
             return
         path = self._path(question)
-        probabilities = reply.label_probabilities
-        content = {"text": reply.text, "label_probabilities": None if probabilities is None else dict(probabilities)}
+        kept = None if probabilities is None else {label: float(value) for label, value in probabilities.items()}
+        content = {"text": reply.text, "label_probabilities": kept}
         try:
             path.parent.mkdir(exist_ok=True)
             write_shared(path, json.dumps(content))
@@ -84,7 +86,11 @@ def _reply(content: Any) -> Reply | None:
         case {"text": str(text), "label_probabilities": None}:
             return Reply(text, cached=True)
         case {"text": str(text), "label_probabilities": Mapping() as probabilities} if all(
-            isinstance(value, float) for value in probabilities.values()
+            map(_is_probability, probabilities.values())
         ):
             return Reply(text, dict(probabilities), cached=True)
     return None
+
+
+def _is_probability(value: object) -> bool:
+    return isinstance(value, Real) and 0 <= value <= 1

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rm_plugins.data.row_formats import without_nan
 from rm_plugins.errors import DataError, SpecError, did_you_mean
 from rm_plugins.rendering.written_out import written_out
 from rm_plugins.samples import RenderedSample, Sample
@@ -22,6 +23,7 @@ SHIPPED = Path(__file__).with_name("templates")
 OF_THE_SAMPLE = ("prompt", "completion", "messages")
 """Names that every template knows: the prompt and the completion as text, and the conversation as a list of messages."""
 
+_LARGEST_BASE, _LARGEST_EXPONENT = 1e6, 100
 _ENDINGS = (".jinja", ".jinja2", ".j2", ".txt", ".md")
 
 
@@ -60,6 +62,8 @@ class Template:
             raise SpecError(f"not a valid Jinja template: line {error.lineno}: {error.message}.", key=key) from error
         self.names = frozenset(meta.find_undeclared_variables(parsed)) - frozenset(environment.globals)
         """The names of values that it uses: those of the sample, those that it is given, and columns."""
+        if next(meta.find_referenced_templates(parsed), ...) is not ...:
+            raise SpecError("a template cannot include, import or extend another one. Write it out in one file.", key=key)
         if needed and not self.names & {*needed}:
             raise SpecError(
                 f"the template must use {' or '.join(map(repr, needed))}, or the question would not show it.", key=key
@@ -76,7 +80,8 @@ class Template:
             given: Further values by name, which go before columns.
 
         Raises:
-            DataError: A column that the template uses is absent, a value is not of the kind that it needs, or the sample has no text.
+            DataError: A column that the template uses is absent, or null where it is written out, a value is not of the kind that the
+                template needs, or the sample has no text.
         """
         from jinja2 import TemplateError
         from jinja2.exceptions import SecurityError
@@ -84,15 +89,28 @@ class Template:
         values = {**({} if sample is None else values_of(sample)), **(given or {})}
         try:
             return self._template.render(values).strip()
+        except _NullError as error:
+            null = sorted(name for name in self.names & values.keys() if values[name] is None)
+            column = (
+                f"the column {null[0]!r}"
+                if len(null) == 1
+                else f"one of the columns {', '.join(map(repr, null))}"
+                if null
+                else "a value"
+            )
+            raise DataError(
+                f"The template writes out {column}, which is null in this row. Leave such rows out, or use {{% if NAME is not none %}}."
+            ) from error
         except SecurityError as error:
             raise DataError(f"The template does what no template may do: {error}.") from error
         except TemplateError as error:
             absent = sorted(self.names - values.keys())
             if absent and any(f"'{name}' is undefined" in str(error) for name in absent):
                 columns = {} if sample is None else sample.columns
-                raise DataError(
-                    f"The template uses {absent[0]!r}, but the row has no such column. {did_you_mean(absent[0], columns)}"
-                ) from error
+                known = (
+                    did_you_mean(absent[0], columns) if columns else "It has no columns besides the prompt and the completion."
+                )
+                raise DataError(f"The template uses {absent[0]!r}, but the row has no such column. {known}") from error
             raise DataError(f"The template cannot be filled in: {error}.") from error
         except Exception as error:  # what the values of a row do in the template's expressions
             raise DataError(f"The template cannot be filled in: {type(error).__name__}: {error}.") from error
@@ -113,7 +131,7 @@ def values_of(sample: Sample) -> dict[str, Any]:
     else:
         messages = sample.text_messages
     return {
-        **sample.columns,
+        **{name: without_nan(value) for name, value in sample.columns.items()},
         "prompt": written_out(prompt),
         "completion": written_out(completion),
         "messages": messages,
@@ -151,11 +169,42 @@ def _text_of(source: str, key: str) -> str:
         raise SpecError(f"the template cannot be read: {error.message}", key=key) from error
 
 
+class _NullError(Exception):
+    """A template writes out a null."""
+
+
+def _written(value: Any) -> Any:
+    """What a template writes for a value: a conversation as paragraphs, and never "None", which a judge would read."""
+    from jinja2 import Undefined
+
+    if value is None:
+        raise _NullError
+    if callable(value) and not isinstance(value, Undefined):
+        raise TypeError("it writes out a function, such as Jinja's own `range` or `dict`")
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(each, Mapping) and {"role", "content"} <= each.keys() for each in value)
+    ):
+        return written_out(value)
+    return value
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    if abs(base) > _LARGEST_BASE or abs(exponent) > _LARGEST_EXPONENT:
+        raise OverflowError("a power of such numbers may take hours")
+    return base**exponent
+
+
 @cache
 def _environment() -> ImmutableSandboxedEnvironment:
     from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_written
+    )
+    environment.intercepted_binops = frozenset({"**"})  # which then no compilation computes either
+    environment.binop_table["**"] = _power
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent, default=str)
     return environment

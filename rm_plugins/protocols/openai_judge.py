@@ -50,8 +50,8 @@ class OpenAIJudge(Protocol):
             question. Refused beside `range`.
         top_logprobs: The number of tokens with logprobs that are requested, by default 20, which is also the most. Refused beside `range`.
         range: The lowest and the highest number that the judge may answer.
-        pattern: A regular expression with one group, the number; its last match in the answer counts. By default the last line
-            must be ``Score: NUMBER``.
+        pattern: A regular expression with one group, the number. By default the last line must be ``Score: NUMBER``. An answer with
+            different numbers fails.
         max_tokens: The longest answer, in tokens; by default 8 for labels and 1024 for a number. A model that reasons first needs more.
         extra_body: Further keys of the request, such as vLLM's ``allowed_token_ids`` and ``chat_template_kwargs``; null removes a key.
 

@@ -29,6 +29,8 @@ Alone: TypeAlias = Literal["abstain", "error"]
 """What happens to an answer without another one to compare it with."""
 
 _KEYS_OF_SCHEDULES = {"k": ("circular", "random"), "rounds": ("swiss",), "reference": ("reference",)}
+_PRIORS = 1e-3, 1e3
+"""The smallest and the largest prior: with others, strengths are below or above what double precision can tell apart."""
 _MANY_VERDICTS = 40
 _BIASED = 0.9
 """The share of verdicts for the same position above which a warning is given."""
@@ -92,9 +94,10 @@ class Comparison(Provider):
         for key, number in {"k": k, "rounds": rounds, "budget": budget}.items():
             if number is not None and number < 1:
                 raise SpecError(f"must be at least 1, not {number}.", key=key)
-        if not 0 < prior < math.inf:
+        if not _PRIORS[0] <= prior <= _PRIORS[1]:
             raise SpecError(
-                f"must be a positive number, the standard deviation of strengths in logits; not {prior}.", key="prior"
+                f"must be from {_PRIORS[0]:g} to {_PRIORS[1]:g}, the standard deviation of strengths in logits; not {prior}.",
+                key="prior",
             )
         self.comparer = comparer
         self.schedule = schedule
@@ -255,18 +258,18 @@ class Comparison(Provider):
         self._warn_of_position_bias()
 
     def _warn_of_position_bias(self) -> None:
-        """Warn once of a comparer that nearly always prefers the answer shown first, or the other one, although both orders are asked."""
+        """Warn once of a comparer that nearly always prefers the answer in the same position, which says nothing about the answers."""
         with self.one_thread:
             first, second = self.counts["first_preferred"], self.counts["second_preferred"]
             biased = max(first, second) >= _BIASED * (first + second)
-            if self._warned or not self.both_orders or first + second < _MANY_VERDICTS or not biased:
+            if self._warned or first + second < _MANY_VERDICTS or not biased:
                 return
             self._warned = True
         preferred = "first" if first > second else "second"
         warnings.warn(
             f"The comparer {self.comparer.name!r} of {self.called} prefers the answer that is shown {preferred} in {max(first, second)} of "
-            f"{first + second} comparisons, although each pair is shown in both orders. Its verdicts say little about the answers: check "
-            "its template and model.",
+            f"{first + second} comparisons, although {'each pair is shown in both orders' if self.both_orders else 'the order is drawn'}. "
+            "Its verdicts say little about the answers: check its template and model.",
             stacklevel=2,
         )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,9 +33,9 @@ class _Doubled(ValueError):
 
 
 def json_in(text: str) -> JsonAnswer:
-    """The JSON object that an answer is, after its reasoning; it may be in a code block, with text around the block.
+    """The JSON object that an answer is, after its reasoning; it may be in a code block, and have text around it.
 
-    Several blocks with objects, a repeated key, ``NaN`` and an object in the reasoning only are errors.
+    Several different objects, a repeated key, ``NaN`` and an object in the reasoning only are errors.
 
     >>> json_in('<think>{"score": 1}</think>Here it is:\\n```json\\n{"score": 2}\\n```').content
     {'score': 2}
@@ -44,17 +45,17 @@ def json_in(text: str) -> JsonAnswer:
     answer = after_reasoning(text)
     if answer is None:
         return JsonAnswer(error="the reasoning does not end, so there is no answer after it")
-    blocks = list(_fenced(answer))
-    candidates = blocks or [answer[max(answer.find("{"), 0) : answer.rfind("}") + 1] or answer]
+    outside, blocks = _blocks(answer)
+    bare = outside[max(outside.find("{"), 0) : outside.rfind("}") + 1]
     objects: list[Mapping[str, Any]] = []
-    for candidate in candidates:
+    for candidate in [*blocks, bare]:
         try:
-            content = json.loads(candidate, object_pairs_hook=_once, parse_constant=_refused)
+            content = json.loads(candidate, object_pairs_hook=_once, parse_constant=_refused, parse_float=_finite)
         except _Doubled as error:
             return JsonAnswer(error=f"the JSON object in the answer has the key {str(error)!r} twice")
         except (ValueError, RecursionError):
             continue
-        if isinstance(content, Mapping):
+        if isinstance(content, Mapping) and content not in objects:
             objects.append(content)
     if len(objects) > 1:
         return JsonAnswer(error=f"the answer has {len(objects)} JSON objects; one was expected")
@@ -63,20 +64,26 @@ def json_in(text: str) -> JsonAnswer:
     return JsonAnswer(objects[0])
 
 
-def _fenced(text: str) -> Iterator[str]:
-    """The contents of the code blocks of JSON, or of no language."""
+def _blocks(text: str) -> tuple[str, list[str]]:
+    """The text outside of code blocks, and the contents of the blocks of JSON or of no language.
+
+    A block that does not end is outside.
+    """
+    outside: list[str] = []
+    blocks: list[str] = []
     block: list[str] | None = None
     language = ""
     for line in text.split("\n"):
         fence = _FENCE.fullmatch(line)
         if block is None and fence:
             block, language = [], fence[1]
-        elif fence and not fence[1]:
+        elif block is not None and fence and not fence[1]:
             if language.lower() in ("", "json"):
-                yield "\n".join(block or ())
+                blocks.append("\n".join(block))
             block = None
-        elif block is not None:
-            block.append(line)
+        else:
+            (outside if block is None else block).append(line)
+    return "\n".join([*outside, *(block or ())]), blocks
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -90,3 +97,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refused(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is too large")
+    return value

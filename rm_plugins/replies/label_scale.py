@@ -56,7 +56,7 @@ class LabelScale(Labels):
 
     def of_masses(self, masses: Mapping[str, float], text: str = "") -> Grade:
         """The grade of label probabilities, such as `rm_plugins.judges.Reply.label_probabilities`; `text` is quoted in errors."""
-        return self.of(LabelMasses(masses, text[:80]))
+        return self.of(self.checked(masses, text))
 
     def of(self, found: LabelMasses) -> Grade:
         """The grade of label probabilities."""

@@ -7,13 +7,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
+from numbers import Real
 from typing import Any
 
 from rm_plugins.errors import AnswerError, SpecError, UnsupportedError
-from rm_plugins.replies.reasoning import OPEN_REASONING, end_of_reasoning
+from rm_plugins.replies.chat_choice import chat_text, content_of, is_cut_off, reasoning_field
+from rm_plugins.replies.reasoning import end_of_reasoning, has_open_reasoning
+from rm_plugins.replies.verdict import contradiction
 
 _CONTINUES = re.compile(r"\w|[.,]\d")
 """Text after a label that makes it another word or number, as in "None" (No) or "1.5" (1)."""
+
+_SPACES = {"\u2581": " ", "\u0120": " ", "\u010a": "\n"}
+"""The characters that vocabularies use for space and newline."""
 
 _INSTEAD = (
     "Use a server and model that return them, or let the judge answer with a number: `range: [1, 10]` instead of `labels`"
@@ -70,7 +76,7 @@ class Labels:
         >>> Labels(["Yes", "No"]).label_of(" YES")
         'Yes'
         """
-        bare = token.strip(" \t\r\n\u2581\u0120\u010a")  # including the characters that vocabularies use for space and newline
+        bare = with_spaces(token).strip()
         return bare if bare in self.names else self._folded.get(bare.casefold())
 
     def masses(self, choice: Mapping[str, Any]) -> LabelMasses:
@@ -82,19 +88,27 @@ class Labels:
         """
         logprobs = choice.get("logprobs")
         entries = logprobs.get("content") if isinstance(logprobs, Mapping) else None
-        if not entries and choice["message"].get("content"):
+        if not entries and content_of(choice["message"]).strip():
             raise UnsupportedError(f"the answer has no logprobs, which labels need. {_INSTEAD}")
         if entries is None:
             return LabelMasses(error=f"the judge's answer is empty (finish_reason: {choice.get('finish_reason')})")
         if not isinstance(entries, list) or not all(_is_token(entry) for entry in entries):
             raise AnswerError(f"the logprobs are {entries!r:.80}; a list of tokens was expected", rows=[0])
-        tokens = [entry["token"] for entry in entries]
-        first = _first_of_answer(tokens, choice["message"])
-        if first is None:
+        tokens = [with_spaces(entry["token"]) for entry in entries]
+        content = with_spaces(content_of(choice["message"])).strip()
+        start = _start_of_answer("".join(tokens), content, has_field=reasoning_field(choice["message"]))
+        first = None if start is None else first_word(tokens, start)
+        if first is not None:
+            return self.at(tokens[first:], _alternatives(entries[first]))
+        written = "".join(tokens)
+        if is_cut_off(choice) or has_open_reasoning(written):
             return LabelMasses(
-                error=f"the judge's reasoning did not end within max_tokens; raise it. It ends with {''.join(tokens)[-200:]!r}"
+                error=f"the judge's reasoning did not end within max_tokens; raise it. It ends with {written[-200:]!r}"
             )
-        return self.at(tokens[first:], _alternatives(entries[first]))
+        error = chat_text(choice).error
+        return LabelMasses(
+            error=error or f"the logprobs are of the text {written[:80]!r}, and the judge's answer is {content[:80]!r}"
+        )
 
     def at(self, tokens: Sequence[str], alternatives: Iterable[tuple[str, float]]) -> LabelMasses:
         """The probability of each label at the first token of an answer.
@@ -110,6 +124,9 @@ class Labels:
         if self.label_of(chosen) and chosen[-1:].isalnum() and _CONTINUES.match(following):
             word = f"{chosen}{following}".split()[0]
             return LabelMasses(error=f"the judge answered {word!r:.80}, which begins with a label but is not one")
+        label = self.label_of(chosen)
+        if label and (wrong := contradiction("".join(tokens), self.names, label)):
+            return LabelMasses(error=wrong)
         masses = dict.fromkeys(self.names, 0.0)
         for token, probability in alternatives:
             if (label := self.label_of(token)) is not None:
@@ -119,6 +136,32 @@ class Labels:
             raise AnswerError(f"the probabilities of the labels add up to {mass:.4g}, more than 1", rows=[0])
         return LabelMasses(masses, "".join(tokens)[:80])
 
+    def checked(self, masses: Mapping[str, float], text: str = "") -> LabelMasses:
+        """The same from label probabilities of any origin; it is an error if they are not one for each label, not probabilities,
+        or if the text of the answer has different labels.
+
+        >>> Labels(["Yes", "No"]).checked({"Yes": 1.5, "No": -0.5}).error
+        "the judge's label probabilities are {'Yes': 1.5, 'No': -0.5}; one of 0 to 1 for each of 'Yes', 'No' was expected, 1 in all"
+        """
+        given = [masses.get(name) for name in self.names]
+        are_numbers = all(isinstance(mass, Real) and 0 <= mass <= 1 for mass in given)
+        if not are_numbers or sum(given) > 1.001:  # type: ignore[arg-type]  # numbers
+            names = ", ".join(map(repr, self.names))
+            return LabelMasses(
+                error=f"the judge's label probabilities are {dict(masses)!r:.200}; one of 0 to 1 for each of {names} was expected, 1 in all"
+            )
+        wrong = contradiction(text, self.names)
+        return LabelMasses(error=wrong) if wrong else LabelMasses(masses, text[:80])
+
+
+def with_spaces(token: str) -> str:
+    """A token with spaces and newlines where its vocabulary writes other characters for them, as some servers show it.
+
+    >>> with_spaces("\u0120Yes")
+    ' Yes'
+    """
+    return token.translate(str.maketrans(_SPACES))
+
 
 def _is_token(entry: object) -> bool:
     return isinstance(entry, Mapping) and isinstance(entry.get("token"), str)
@@ -127,37 +170,38 @@ def _is_token(entry: object) -> bool:
 def _alternatives(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Every token listed for a position, with its probability; includes the chosen token, which is not always among the top ones."""
     top = entry.get("top_logprobs")
-    if top is None:
+    if not top:
         raise UnsupportedError(f"the answer has logprobs of its own tokens only, and no top_logprobs. {_INSTEAD}")
     if not isinstance(top, list) or not all(_is_token(other) for other in top):
         raise AnswerError(f"top_logprobs is {top!r:.80}; a list of tokens was expected", rows=[0])
     named = top if any(other["token"] == entry["token"] for other in top) else [entry, *top]
     for other in named:
         logprob = other.get("logprob")
-        if isinstance(logprob, bool) or not isinstance(logprob, (int, float)) or not math.isfinite(logprob):
+        if isinstance(logprob, bool) or not isinstance(logprob, (int, float)) or not -math.inf < logprob < math.inf:
             raise AnswerError(
                 f"the logprob of {other['token']!r:.40} is {logprob!r:.80}; a finite number was expected", rows=[0]
             )
-        yield other["token"], math.exp(min(logprob, 1.0))
+        yield other["token"], math.exp(max(min(logprob, 1.0), -1000.0))
 
 
-def _first_of_answer(tokens: Sequence[str], message: Mapping[str, Any]) -> int | None:
-    """The position of the first token after any reasoning that is not white space; None if there is none."""
-    text = "".join(tokens)
-    content = message.get("content")
-    content = content.strip() if isinstance(content, str) else ""
-    if (end := end_of_reasoning(text)) is not None:
-        start = end
-    elif OPEN_REASONING.match(text):
+def _start_of_answer(text: str, content: str, *, has_field: bool) -> int | None:
+    """Where the answer begins in the text of all tokens; None if it is not in it.
+
+    Args:
+        text: The text.
+        content: The answer, perhaps with its reasoning, as the server gives it.
+        has_field: Whether the server gives reasoning in a field of its own.
+    """
+    if not content or has_open_reasoning(text):
         return None
-    elif message.get("reasoning_content") or message.get("reasoning"):
-        # The server removed the reasoning from the content by its own rules, but not always from the tokens.
-        start = text.rfind(content) if content else -1
-        if start < 0:
-            return None
-    else:
-        start = 0
-    return first_word(tokens, start)
+    if (end := end_of_reasoning(text)) is not None:
+        return end
+    # The server may have removed the reasoning from the content, but not from the tokens, which may end with special ones.
+    if whole := re.search(rf"{re.escape(content)}\s*(?:<[^<>\s]+>\s*)*\Z", text):
+        return whole.start()
+    # Few servers list all tokens of other scripts as text, or tokens after the first ones at all.
+    words = text.split(maxsplit=1)
+    return 0 if words and not has_field and content.startswith(words[0][:1]) else None
 
 
 def first_word(tokens: Sequence[str], start: int) -> int | None:

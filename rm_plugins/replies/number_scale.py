@@ -8,11 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rm_plugins.errors import SpecError
+from rm_plugins.replies.chat_choice import chat_text
 from rm_plugins.replies.grade import Grade
 from rm_plugins.replies.reasoning import after_reasoning
 
-_SCORE_LINE = re.compile(r"^[\s*_]*Score(?:[\s*_]*[:=])?[\s*_]*(-?\d+(?:\.\d+)?)[\s*_.]*$", re.IGNORECASE)
+_SCORE_LINE = re.compile(
+    r"^[ \t*_]*Score(?:[ \t*_]*[:=])?[ \t*_]*([-+]?\d+(?:\.\d+)?)[ \t*_.]*\r?$", re.IGNORECASE | re.MULTILINE
+)
 """A line that consists of a score, perhaps in bold markdown."""
+
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", re.IGNORECASE)
+"""A decimal number. Python's `float` also takes "nan", "infinity" and "1_0"."""
 
 
 class NumberScale:
@@ -20,7 +26,8 @@ class NumberScale:
 
     Args:
         bounds: The lowest and the highest grade; the key ``range`` of the spec.
-        pattern: A regular expression with one group, the number; None if the last line must be ``Score: NUMBER``.
+        pattern: A regular expression with one group, the number; None if the last line must be ``Score: NUMBER``. An answer in which it
+            finds different numbers has no grade.
 
     Raises:
         SpecError: An argument is invalid.
@@ -51,24 +58,22 @@ class NumberScale:
 
     def grade(self, choice: Mapping[str, Any]) -> Grade:
         """The number in a choice of the chat completions API, or the error why there is none."""
-        if choice.get("finish_reason") == "length":
-            return Grade(error="the judge's answer was cut off at max_tokens; raise max_tokens")
-        text = choice["message"].get("content")
-        return self.of_text(text if isinstance(text, str) else "")
+        written = chat_text(choice)
+        return Grade(error=written.error) if written.error else self.of_text(written.text)
 
     def of_text(self, text: str) -> Grade:
         """The number in a complete answer, or the error why there is none."""
         text = after_reasoning(text) or ""
-        last_line = text.rpartition("\n")[2]
-        matches = _SCORE_LINE.findall(last_line) if self.pattern is None else self.pattern.findall(text)
-        if not matches:
+        matches = (self.pattern or _SCORE_LINE).findall(text)
+        if not matches or (self.pattern is None and not _SCORE_LINE.fullmatch(text.rpartition("\n")[2])):
             return Grade(error=f"the judge's answer has no score where one was expected: {text[-200:]!r}")
-        try:
-            number = float(matches[-1])
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            return Grade(error=f"the judge's score {matches[-1]!r:.80} is not a number")
+        numbers = {match: float(match) if _NUMBER.fullmatch(match.strip()) else math.nan for match in matches}
+        for match, number in numbers.items():
+            if not math.isfinite(number):
+                return Grade(error=f"the judge's score {match!r:.80} is not a number")
+        number, *others = dict.fromkeys(numbers.values())
+        if others:
+            return Grade(error=f"the judge's answer has different scores, {number:g} and {others[0]:g}")
         if not self.low <= number <= self.high:
             return Grade(error=f"the judge's score {number:g} is not between {self.low:g} and {self.high:g}")
         return Grade(number)

@@ -96,7 +96,7 @@ def _votes(row: RawRow) -> tuple[float | None, ...]:
         )
     verdicts = []
     for place, judgement in enumerate(judgements):
-        verdict = judgement.get("decision") if isinstance(judgement, Mapping) else judgement
+        verdict = judgement.get("decision", ...) if isinstance(judgement, Mapping) else judgement
         if verdict is not None and not isinstance(verdict, str):
             raise row.refused(
                 f"'judgments' has {judgement!r:.80}; null or a mapping with 'decision', text or null, is expected."

@@ -39,11 +39,21 @@ class TestFunctions:
         np.testing.assert_equal(verdicts.probabilities, [probability] * 2)
         assert not verdicts.errors
 
-    @pytest.mark.parametrize("answer", [1.5, -0.1, "A", [1.0]])
+    @pytest.mark.parametrize(
+        "answer", [1.5, -0.1, float("inf"), "A", "0.5", [1.0], 10**400, 1j, np.ones(2), torch.ones(3)], ids=str
+    )
     def test_other_answers_are_failures(self, answer: Any) -> None:
         verdicts = FunctionComparer(function=lambda first, second: answer).compare(answers("a", "b"), BOTH)
         assert np.isnan(verdicts.probabilities).all()
         assert "a number from 0 to 1, true, false or None was expected" in verdicts.errors[0]
+
+    def test_one_failure_does_not_affect_the_other_comparisons(self) -> None:
+        def compare(first: rm.Sample, second: rm.Sample) -> Any:
+            return np.ones(2) if first.completion == "a" else 0.25
+
+        verdicts = FunctionComparer(function=compare).compare(answers("a", "b"), BOTH)
+        np.testing.assert_equal(verdicts.probabilities, [np.nan, 0.25])
+        assert list(verdicts.errors) == [0]
 
     def test_arguments(self) -> None:
         def weighted(first: rm.Sample, second: rm.Sample, *, weight: float) -> float:

@@ -198,6 +198,9 @@ class TestWithoutVerdicts:
         assert rewards.counts["contradictory_answers"] == 7
         assert (scores.metadata["position_bias"], scores.metadata["contradictory"]) == (1.0, 21)
         rewards.score(samples)  # the warning is given once
+        one_order = comparison(shown_first, score=score, both_orders=False, schedule="circular", k=4)
+        with pytest.warns(UserWarning, match=r"shown first in 44 of 44 comparisons, although the order is drawn"):
+            one_order.score(answers(*("a" * size for size in range(1, 12))))
 
     def test_contradictions_may_count_as_ties(self) -> None:
         samples = answers("a", "aa", "aaa")
@@ -317,8 +320,10 @@ class TestSpecs:
             ({"schedule": "reference"}, "reference: the schedule 'reference' needs the column"),
             ({"reference": "gold"}, "reference: is not a setting of the schedule 'all-pairs'"),
             ({"budget": 0}, "budget: must be at least 1, not 0"),
-            ({"prior": 0.0}, "prior: must be a positive number"),
-            ({"prior": math.inf}, "prior: must be a positive number"),
+            ({"prior": 0.0}, "prior: must be from 0.001 to 1000"),
+            ({"prior": 1e-200}, "prior: must be from 0.001 to 1000"),
+            ({"prior": 1e12}, "prior: must be from 0.001 to 1000"),
+            ({"prior": math.inf}, "prior: must be from 0.001 to 1000"),
             ({"alone": "0"}, "alone: "),
             ({"comparer": "functoin"}, "comparer: .*Did you mean 'function'"),
             (

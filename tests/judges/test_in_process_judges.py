@@ -107,6 +107,7 @@ class StandTokenizer:
     vocabulary = (
         "<pad>",
         *sorted({"Yes", "No", "\u0120Yes", "<think>", "</think>", "ne", "\u010a", "\u0120of", "\u0120it"}),
+        *("[THINK]", "[/THINK]", "ãģ¯ãģĦ", "ãģĦãģĦãģĪ"),  # special tokens of Magistral; "はい" and "いいえ" as bytes
     )
 
     def __len__(self) -> int:
@@ -115,8 +116,13 @@ class StandTokenizer:
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
         return [self.vocabulary[token] for token in ids]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(self.convert_ids_to_tokens(ids))
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        decoded = {"\u0120": " ", "\u010a": "\n", "ãģ¯ãģĦ": "はい", "ãģĦãģĦãģĪ": "いいえ"}
+        return "".join(decoded.get(token, token.replace("\u0120", " ")) for token in tokens)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        tokens = self.convert_ids_to_tokens(ids)
+        return "".join(token for token in tokens if not (skip_special_tokens and token.startswith("[")))
 
 
 def written_by(texts: Sequence[str], *, finished: bool = True) -> Any:
@@ -135,7 +141,8 @@ def written_by(texts: Sequence[str], *, finished: bool = True) -> Any:
             vocabulary = self.tokenizer.vocabulary
             ids = tuple(vocabulary.index(text) for text in texts)
             seen = tuple({token: 0.9 if token == chosen else 0.01 for token in watched} for chosen in ids)
-            text = "".join(texts).replace("\u0120", " ").replace("\u010a", "\n")
+            shown = "".join(text for text in texts if not text.startswith("["))  # without special tokens
+            text = shown.replace("\u0120", " ").replace("\u010a", "\n")
             return [GreedyCompletion(ids, text, finished, seen) for _ in prompts]
 
     judge = TransformersJudge(model="nowhere")
@@ -150,6 +157,7 @@ def written_by(texts: Sequence[str], *, finished: bool = True) -> Any:
         (["\u010a", "\u0120Yes"], {"Yes": 0.91, "No": 0.01}),
         (["<think>", "No", "</think>", "\u010a", "Yes"], {"Yes": 0.91, "No": 0.01}),
         (["No", "</think>", "Yes"], {"Yes": 0.91, "No": 0.01}),
+        (["[THINK]", "No", "[/THINK]", "Yes"], {"Yes": 0.91, "No": 0.01}),
     ],
 )
 def test_the_label_is_at_the_first_token_of_the_answer(tokens: list[str], probabilities: dict[str, float]) -> None:
@@ -162,7 +170,9 @@ def test_the_label_is_at_the_first_token_of_the_answer(tokens: list[str], probab
     ("tokens", "error"),
     [
         (["No", "ne", "\u0120of", "\u0120it"], "answered 'None', which begins with a label but is not one"),
+        (["Yes", "\u010a", "No"], "two different verdicts, 'Yes' and 'No'"),
         (["<think>", "Yes"], "reasoning did not end within label_tokens"),
+        (["\u0120it", "\u010a", "<think>", "Yes"], "reasoning did not end within label_tokens"),
         (["<think>", "Yes", "</think>", "\u010a"], "answer is empty"),
         ([], "answer is empty"),
     ],
@@ -178,6 +188,8 @@ def test_an_answer_without_a_label_is_an_error(tokens: list[str], error: str) ->
     [
         (["Yes"], False, "cut off at max_tokens"),
         (["<think>", "Yes"], True, "reasoning did not end"),
+        (["[THINK]", "Yes"], True, "reasoning did not end"),
+        (["[THINK]", "Yes", "[/THINK]"], True, "empty after its reasoning"),
         (["<think>", "Yes", "</think>"], True, "empty after its reasoning"),
         ([], True, "answer is empty"),
     ],
@@ -188,6 +200,18 @@ def test_a_text_that_is_no_answer_is_an_error(tokens: list[str], finished: bool,
     assert error in reply.error
     (reply,) = written_by(["<think>", "No", "</think>", "\u010a", "Yes"]).ask([question("?")])
     assert reply.text == "Yes"
+
+
+def test_reasoning_between_special_tokens_is_passed_over() -> None:
+    """The text of an answer lacks special tokens, so that it would begin with the reasoning."""
+    (reply,) = written_by(["[THINK]", "No", "[/THINK]", "Yes"]).ask([question("?")])
+    assert reply.text == "Yes"
+
+
+def test_labels_of_other_scripts_are_found_in_a_vocabulary_of_bytes() -> None:
+    (reply,) = written_by(["ãģ¯ãģĦ"], finished=False).ask([question("?", ("はい", "いいえ"))])
+    assert reply.label_probabilities == pytest.approx({"はい": 0.9, "いいえ": 0.01})
+    assert reply.text == "はい\u2026", "the text of an answer that is cut off shows it"
 
 
 def test_a_question_that_does_not_fit_does_not_affect_the_others(policy: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 import rm_plugins as rm
-from rm_plugins.errors import SpecError
-from rm_plugins.judges import Question, Reply
+from rm_plugins.errors import ScoringError, SpecError
+from rm_plugins.judges import Judge, Question, Reply
 from rm_plugins.protocols import OpenAIJudge
 from rm_plugins.spec import component
 from tests.judges.scripted import ScriptedJudge, text_of
@@ -60,6 +61,12 @@ def test_a_number_is_read_from_the_end() -> None:
         ("Score: 11", {"range": [1, 10]}, "not between 1 and 10"),
         ("Bien.", {"range": [1, 10]}, "has no score"),
         ("<think>Score: 3</think>", {"range": [1, 10]}, "has no score"),
+        ("Score: 3\nScore: 7", {"range": [1, 10]}, "different scores, 3 and 7"),
+        (Reply("Yes\nVerdict: No", {"Yes": 0.9, "No": 0.1}), {}, "two different verdicts"),
+        (Reply("Yes", {"Yes": 1.5, "No": -0.5}), {}, "label probabilities are"),
+        (Reply("Yes", {"Yes": math.nan, "No": 0.5}), {}, "label probabilities are"),
+        (Reply("Yes", {"Yes": 0.9, "No": 0.9}), {}, "label probabilities are"),
+        (Reply("Yes", {"Yes": 0.9}), {}, "label probabilities are"),
     ],
 )
 def test_anything_else_is_an_error_of_the_sample(reply: Any, keys: dict[str, Any], reason: str) -> None:
@@ -70,6 +77,27 @@ def test_anything_else_is_an_error_of_the_sample(reply: Any, keys: dict[str, Any
     assert scores.values.tolist() == pytest.approx([5.0 if keys else 1.0, math.nan], nan_ok=True)
     assert reason in str(scores.errors[1])
     assert "item 1" in str(scores.errors[1])
+
+
+def test_a_judge_that_gives_no_reply_to_a_question_is_named() -> None:
+    class Silent(Judge):
+        name = "silent"
+
+        def ask(self, questions: Sequence[Question]) -> list[Reply]:
+            return [Reply("Yes") for _ in questions[1:]]
+
+    with pytest.raises(ScoringError, match="The judge 'silent' gave 1 replies to 2 questions"):
+        rm.load({"provider": "judge", "judge": Silent()}).score(SAMPLES)
+
+
+def test_a_null_column_is_not_shown_as_a_text() -> None:
+    made = reward(lambda question: "Yes")
+    for null in (None, math.nan):
+        assert "known to be good" not in made.render(rm.Sample("2+2?", "4", {"reference": null}))
+    written = reward(lambda question: "Yes", template="{{ completion }} {{ reference }} {{ instruction }}")
+    scores = written.score([rm.Sample("", "4", {"reference": math.nan}), SAMPLES[0]], on_error="abstain")
+    assert scores.values.tolist() == pytest.approx([math.nan, 1.0], nan_ok=True)
+    assert "item 0: The template writes out the column 'reference', which is null in this row" in str(scores.errors[0])
 
 
 def test_a_template_that_names_an_absent_column_is_an_error_of_the_row() -> None:

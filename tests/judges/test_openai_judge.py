@@ -124,6 +124,20 @@ def test_a_key_that_a_server_refuses_is_left_out_from_then_on(key: str, caplog: 
         assert app.state.bodies[-1]["max_completion_tokens"] == 1024
 
 
+def test_a_question_that_is_too_long_is_not_taken_for_a_refused_key(caplog: pytest.LogCaptureFixture) -> None:
+    message = "'max_tokens' or 'max_completion_tokens' is too large: 1024. This model's maximum context length is 512 tokens"
+    app = chat(lambda text: choice("Yes"), before=lambda number: JSONResponse({"message": message, "code": 400}, 400))
+    (reply,) = asked(app, question())
+    assert "maximum context length is 512" in reply.error
+    assert len(app.state.bodies) == 1
+    assert "refuses" not in caplog.text
+
+
+def test_an_answer_that_is_an_error_is_told() -> None:
+    app = chat(lambda text: choice("Yes"), before=lambda number: JSONResponse({"error": {"message": "no such model"}}, 200))
+    assert "the answer is an error: no such model" in asked(app, question())[0].error
+
+
 def test_a_schema_that_must_be_sent_or_must_not() -> None:
     refusing = chat(lambda text: choice("Yes"), refuses=["response_format"])
     (reply,) = asked(refusing, question(schema=SCHEMA), structured="always")

@@ -12,6 +12,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rm_plugins.judges import Question, Reply, ReplyCache
@@ -35,6 +36,16 @@ def test_what_is_kept_is_found_by_all_of_it(tmp_path: Path) -> None:
     assert ReplyCache(str(tmp_path), "another judge").get(question("a", ("Yes", "No"))) is None
 
 
+def test_probabilities_of_any_kind_of_number_are_kept_and_wrong_ones_are_not(tmp_path: Path) -> None:
+    cache = ReplyCache(str(tmp_path), "judge")
+    asked = question("a", ("A", "B"))
+    cache.put(asked, Reply("A", {"A": float("nan"), "B": 0.5}))
+    cache.put(asked, Reply("A", {"A": 1.5, "B": 0.5}))
+    assert cache.get(asked) is None
+    cache.put(asked, Reply("A", {"A": 1, "B": np.float32(0.0)}))  # type: ignore[dict-item]
+    assert cache.get(asked) == Reply("A", {"A": 1.0, "B": 0.0}, cached=True)
+
+
 def test_an_error_is_asked_again(tmp_path: Path) -> None:
     replies = iter([Reply("", error="cut off"), Reply("A")])
     judge = ScriptedJudge(lambda asked: next(replies), cache=str(tmp_path))
@@ -43,7 +54,9 @@ def test_an_error_is_asked_again(tmp_path: Path) -> None:
     assert judge.ask([question("a")])[0].cached
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"text": 3}', '{"text": "A", "label_probabilities": {"A": "high"}}', "\0"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "[" * 100_000, '{"text": 3}', '{"text": "A", "label_probabilities": {"A": "high"}}', "\0"]
+)
 def test_a_damaged_file_is_said_once_and_asked_again(content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     judge = ScriptedJudge(text_of, cache=str(tmp_path))
     judge.ask([question("a"), question("b")])

@@ -119,6 +119,18 @@ def test_a_level_of_several_tokens_is_read_from_the_text() -> None:
     assert "less than min_label_mass" in str(low.score(SAMPLES[:1]).parts["a"].errors[0])
 
 
+def test_a_level_in_a_text_that_was_cut_off_is_not_read() -> None:
+    criteria = [{"name": "a", "text": "Is it clear?", "levels": {"not at all": 0, "partially": 0.5, "fully": 1}}]
+    app = chat(lambda text: choice(("The", {"The": 1.0}), "\n", "partially", finish_reason="length"))
+    with serving(app) as url:
+        spec = {"provider": "rubric", "judge": {"name": "openai", "url": url}, "criteria": criteria, "per_question": 1}
+        reward = rm.load(spec)
+        scores = reward.score(SAMPLES[:1])
+        reward.close()
+    assert scores.abstained.all()
+    assert "less than min_label_mass" in str(scores.parts["a"].errors[0])
+
+
 # What becomes of missing verdicts
 
 MISSING: list[tuple[Reply | str, str]] = [
@@ -133,6 +145,9 @@ MISSING: list[tuple[Reply | str, str]] = [
     ('<think>{"1": "yes", "2": "yes", "3": "no"}</think>', "no JSON object"),
     ("1. yes\n2. yes\n3. yes\n3. no", "different verdicts on criterion 3: no, yes"),
     ("All criteria are met.", "no JSON object"),
+    ('{"0": "yes", "1": "yes", "2": "no"}', "a verdict on criterion 0, but they are numbered from 1 to 3"),
+    ('{"1": "yes", "2": "yes", "3": "no", "4": "no"}', "a verdict on criterion 4"),
+    ("0. yes\n1. yes\n2. no\n3. no", "a verdict on criterion 0"),
 ]
 
 
@@ -189,6 +204,8 @@ def test_a_sample_without_verdicts_does_not_affect_the_others() -> None:
         "1. yes\n2. no\n3. no",
         "**1:** Yes.\n**2:** No.\n**3:** No.",
         "Criterion 1: yes\nCriterion 2: no\nCriterion 3: no",
+        "2024: a good year.\n1. yes\n2. no\n3. no",
+        '{"1": "yes", "2": "no", "3": "no", "overall": "good"}',
     ],
 )
 def test_forms_of_an_answer(reply: str) -> None:
@@ -255,7 +272,13 @@ def test_many_names_are_not_parts() -> None:
     ("criteria", "message"),
     [
         ([], "is empty: a rubric needs at least one criterion"),
-        (None, r"the row has no column 'rubric', which holds the criteria"),
+        (None, r"the column 'rubric', which holds the criteria, is null"),
+        (math.nan, r"the column 'rubric', which holds the criteria, is null"),
+        ("[" * 100_000, "must be a list of criteria, or JSON with one"),
+        (f'[{{"text": "a", "weight": 1{"0" * 400}}}]', r"\[0\].weight must be a finite number of at most 1e\+12"),
+        ([{"text": "a", "weight": 1e308}, {"text": "b", "weight": 1e308}], r"\[0\].weight must be a finite number of at most"),
+        ([{"text": "a", "levels": ["*", "**"]}], r"\[0\].levels needs names that differ in more than case and punctuation"),
+        ([{"text": "a", "levels": {"yes": 1, "no": 0.5, "No.": 0}}], "has 'no' and 'No.'"),
         ("not JSON", "must be a list of criteria, or JSON with one"),
         ({"text": "x"}, "must be a list of criteria, not dict"),
         ([""], r"\[0\] has no text"),

@@ -69,9 +69,47 @@ def test_a_column_may_be_optional() -> None:
     assert template.render(rm.Sample("", "4", {"note": "n"})) == "4 (n)"
 
 
+@pytest.mark.parametrize("criteria", [{"text": "Is short.", "weight": 2}, [{"text": "Is short."}], ["Is short."], "Is short."])
+@pytest.mark.parametrize("name", ["pointwise", "pairwise"])
+def test_criteria_of_any_form_are_shown(name: str, criteria: Any) -> None:
+    given = {"instruction": "", "first": "", "second": ""}
+    text = Template(name, given=given).render(rm.Sample("2+2?", "4", {"criteria": criteria}), given)
+    assert "Is short." in text
+    assert "weight" not in text
+
+
+def test_a_row_without_columns_is_told() -> None:
+    with pytest.raises(DataError, match=r"uses 'level', but the row has no such column\. It has no columns besides"):
+        Template("{{ completion }} {{ level }}").render(rm.Sample("", "4"))
+
+
+def test_a_null_is_not_written_out() -> None:
+    template = Template("{{ completion }} {{ note }}{{ other or 'none' }}")
+    with pytest.raises(DataError, match=r"one of the columns 'note', 'other', which is null .* use {% if NAME is not none %}"):
+        template.render(rm.Sample("", "4", {"note": float("nan"), "other": None}))
+    assert template.render(rm.Sample("", "4", {"note": 0, "other": None})) == "4 0none"
+    guarded = Template("{{ completion }}{% if note is not none %} ({{ note }}){% endif %}")
+    assert guarded.render(rm.Sample("", "4", {"note": None})) == "4"
+
+
+def test_a_conversation_in_a_column_is_written_out() -> None:
+    column = [{"role": "assistant", "content": "four"}]
+    assert Template("{{ completion }} {{ reference }}").render(rm.Sample("", "4", {"reference": column})) == "4 four"
+
+
 def test_what_a_value_cannot_do_is_an_error_of_the_row() -> None:
     with pytest.raises(DataError, match=r"The template cannot be filled in: .*"):
         Template("{{ level.name }} {{ completion }}").render(SAMPLE)
+    for template in (
+        "{% for x in range(10**9) %}x{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ range }}",
+        "{{ completion * 10**13 }}",
+        "{{ 9**9**9 }}",
+        "{% set big = 9**99 %}{{ big**big }}",
+    ):
+        with pytest.raises(DataError, match="The template cannot be filled in"):
+            Template("{{ completion }}" + template).render(SAMPLE)
     with pytest.raises(DataError, match="ZeroDivisionError"):
         Template("{{ 1 / zero }} {{ completion }}").render(rm.Sample("", "", {"zero": 0}))
 
@@ -81,6 +119,8 @@ def test_what_a_value_cannot_do_is_an_error_of_the_row() -> None:
     [
         ("{{ completion", "template: not a valid Jinja template: line 1"),
         ("a\n{% if %}{{ completion }}", "line 2"),
+        ("{{ completion }}{% include 'x' %}", "template: a template cannot include, import or extend another one"),
+        ("{% extends 'pointwise' %}{{ completion }}", "template: a template cannot include, import or extend another one"),
         ("{{ completion | shout }}", "template: not a valid Jinja template: .*shout"),
         ("{{ prompt }}", "must use 'completion' or 'messages'"),
         ("pointwize", r"Did you mean 'pointwise'\? Allowed: listwise, pairwise, pointwise"),
@@ -95,6 +135,8 @@ def test_a_wrong_template_is_refused_when_it_is_loaded(template: str, message: s
 def test_a_template_comes_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.jinja").write_text("Rate {{ completion }}", encoding="utf-8")
     assert Template(str(tmp_path / "mine.jinja")).render(SAMPLE) == "Rate 4"
+    (tmp_path / "mark.jinja").write_text("Rate {{ completion }}", encoding="utf-8-sig")
+    assert Template(str(tmp_path / "mark.jinja")).render(SAMPLE) == "Rate 4"
     (tmp_path / "bad.jinja").write_bytes(b"\xff{{ completion }}")
     with pytest.raises(SpecError, match="utf-8"):
         Template(str(tmp_path / "bad.jinja"))

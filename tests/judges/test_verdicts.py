@@ -65,6 +65,12 @@ def test_a_clear_verdict_is_read(text: str, verdicts: list[str], label: str) -> 
         ("I'm sorry, but I can't compare these.", "has no verdict"),
         ("[[A>B]]", "which is not one of"),
         ("3.0", "has no verdict"),
+        ("Let me see.\n<think>It is [[A]].", "the reasoning does not end"),
+        ("[THINK]It is [[A]].[/THINK]I cannot say.", "only its reasoning has one"),
+        ("<thought>[[A]]</thought>", "there is no answer after the reasoning"),
+        ("\u25c1think\u25b7[[A]]", "the reasoning does not end"),
+        ("<|channel|>analysis<|message|>[[A]]<|end|>", "the reasoning does not end"),
+        ("<|START_THINKING|>[[A]]<|END_THINKING|>Neither.", "only its reasoning has one"),
     ],
 )
 def test_anything_else_is_an_error_with_its_reason(text: str, reason: str) -> None:
@@ -75,6 +81,15 @@ def test_anything_else_is_an_error_with_its_reason(text: str, reason: str) -> No
 
 def test_a_reply_with_an_error_has_that_error() -> None:
     assert verdict_of(Reply("[[A]]", error="the judge's answer was cut off"), PAIR).error == "the judge's answer was cut off"
+
+
+def test_a_quoted_tag_is_no_reasoning() -> None:
+    assert verdict_in("Response B leaves a stray `<think>` tag. [[A]]", PAIR).label == "A"
+
+
+@pytest.mark.parametrize("verdicts", [["yes", "Yes."], ["*", "**", "***"], ["good", "(good)"]])
+def test_verdicts_that_a_text_cannot_tell_apart_are_not_read(verdicts: list[str]) -> None:
+    assert "differ in case or punctuation only" in verdict_in(verdicts[0], verdicts).error
 
 
 prose = st.text(alphabet="abcdefgh ,.\n", max_size=60)
@@ -112,6 +127,9 @@ def test_two_verdicts_are_one_only_if_they_are_equal(first: str, second: str, be
         ('Checked:\n```python\nx = {}\n```\nSo:\n```JSON\n{"1": "no"}\n```', {"1": "no"}),
         ('<think>{"1": "no"}</think> {"1": "yes"}', {"1": "yes"}),
         ('My verdicts are {"1": {"verdict": "yes"}}.', {"1": {"verdict": "yes"}}),
+        ('```\nsome code\n```\n{"1": "no"}', {"1": "no"}),
+        ('{"1": "no"}\n```json\n{"1": "no"}\n```', {"1": "no"}),
+        ('```json\n{"1": "no"}', {"1": "no"}),
     ],
 )
 def test_a_json_object_is_read(text: str, content: dict[str, object]) -> None:
@@ -125,7 +143,11 @@ def test_a_json_object_is_read(text: str, content: dict[str, object]) -> None:
         ('```json\n{"1": "yes"}\n```\nor\n```json\n{"1": "no"}\n```', "2 JSON objects"),
         ('<think>{"1": "yes"}</think>', "no JSON object"),
         ('<think>{"1": "yes"}', "the reasoning does not end"),
+        ('{"1": "yes"}\n```json\n{"1": "no"}\n```', "2 JSON objects"),
+        ('{"1": "yes"} or {"1": "no"}', "no JSON object"),
         ('{"1": NaN}', "no JSON object"),
+        ('{"1": 1e400}', "no JSON object"),
+        ('{"1": 1' + "0" * 5000 + "}", "no JSON object"),
         ("[1, 2]", "no JSON object"),
         ('{"1": "yes"', "no JSON object"),
         ("{" * 5000, "no JSON object"),

@@ -146,6 +146,7 @@ def test_what_is_not_a_judgement_is_refused() -> None:
         ([], "a list of one"),
         ([None] * 3, "a list"),
         ([{"decision": 1}], "null or a mapping"),
+        ([{"verdict": "A>B"}], "null or a mapping"),
     ):
         with pytest.raises(DataError, match=f"judge-bench, row 1: 'judgments'.*{told}"):
             list(JudgeBench().rows([{**JUDGE_BENCH_ROW, "judgments": judgments}]))

@@ -314,6 +314,8 @@ class TestCommand:
 
     def test_without_a_held_out_part(self, tmp_path: Path) -> None:
         assert run(write(tmp_path / "pairs.jsonl", [PAIR]), "-o", tmp_path / "out", "--held-out", "0").exit_code == 0
+        told = run(tmp_path / "pairs.jsonl", "-o", tmp_path / "other", "--held-out", "nan")
+        assert "--held-out must be a share" in told.output
         assert {name: len(rows) for name, rows in written(tmp_path / "out").items()} == {"train": 2}
 
     def test_options_reach_the_questions(self, tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rm_plugins.errors import DataError, did_you_mean
+from rm_plugins.replies import alike_verdicts
 
 YES_NO: Mapping[str, float] = {"yes": 1.0, "no": 0.0}
 """The levels of a criterion that has none of its own."""
@@ -17,6 +17,10 @@ _KEYS = ("name", "text", "weight", "required", "negative", "levels")
 _OTHER_NAMES = {"title": "name", "criterion": "text", "description": "text", "points": "weight"}
 """Names of the keys in published sets of rubrics."""
 _IGNORED = ("id", "tags")
+
+
+_LARGEST = 1e12
+"""The largest weight and value of a level; sums of larger ones lose the smaller ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ def read_criteria(value: Any, where: str) -> tuple[Criterion, ...]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where} must be a list of criteria, or JSON with one, not the text {value!r:.80}.") from error
     if hasattr(value, "tolist"):  # an array
         value = value.tolist()
@@ -138,14 +142,21 @@ def _levels(value: Any, where: str) -> Mapping[str, float]:
     folded = [name.strip().casefold() for name in levels]
     if len(levels) < 2 or not all(folded) or len(set(folded)) < len(folded):
         raise DataError(f"{where} needs at least two different names, not {[*levels]}.")
+    if alike := alike_verdicts(levels):
+        raise DataError(
+            f"{where} needs names that differ in more than case and punctuation, or a judge's verdict could not be read; it has "
+            f"{alike[0]!r} and {alike[1]!r}."
+        )
     if len(set(levels.values())) < 2:
         raise DataError(f"{where} has the same value for every level, so the criterion could not be met.")
     return {name.strip(): number for name, number in levels.items()}
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:  # NaN
         raise DataError(f"{where} must be a finite number, not {value!r:.80}.")
+    if abs(value) > _LARGEST:
+        raise DataError(f"{where} must be a finite number of at most {_LARGEST:g}, not {value!r:.80}.")
     return float(value)
 
 

@@ -91,16 +91,25 @@ def values_of_several(reply: Reply, criteria: Sequence[Criterion]) -> list[Crite
     if reply.error:
         return [CriterionValue(error=reply.error)] * len(criteria)
     answer = json_in(reply.text)
+    given: Mapping[int, Any]
     if not answer.error:
-        return [
-            _value(answer.content.get(str(number)), number, criterion) for number, criterion in enumerate(criteria, start=1)
-        ]
-    lines: dict[int, set[str]] = {}
-    for number, verdict in _LINE.findall(after_reasoning(reply.text) or ""):
-        lines.setdefault(int(number), set()).add(verdict.strip(" \t*_.`").casefold())
-    if not lines:
-        return [CriterionValue(error=answer.error)] * len(criteria)
-    return [_value_in_lines(lines.get(number), number, criterion) for number, criterion in enumerate(criteria, start=1)]
+        given = {int(key): value for key, value in answer.content.items() if key.isdecimal() and len(key) < 5}
+        read = _value
+    else:
+        lines: dict[int, set[str]] = {}
+        levels = {name.casefold() for criterion in criteria for name in criterion.levels}
+        for number, line in _LINE.findall(after_reasoning(reply.text) or ""):
+            verdict = line.strip(" \t*_.`").casefold()
+            if verdict in levels or 1 <= int(number) <= len(criteria):  # another line with a number is prose
+                lines.setdefault(int(number), set()).add(verdict)
+        if not lines:
+            return [CriterionValue(error=answer.error)] * len(criteria)
+        given, read = lines, _value_in_lines
+    if strange := sorted(given.keys() - set(range(1, len(criteria) + 1))):
+        # The judge counted in another way, so its other numbers may mean other criteria too.
+        error = f"the answer has a verdict on criterion {strange[0]}, but they are numbered from 1 to {len(criteria)}"
+        return [CriterionValue(error=error)] * len(criteria)
+    return [read(given.get(number), number, criterion) for number, criterion in enumerate(criteria, start=1)]
 
 
 def _value(found: Any, number: int, criterion: Criterion) -> CriterionValue:

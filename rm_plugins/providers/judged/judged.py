@@ -34,8 +34,8 @@ class Judged(Provider):
             should be a single token of the judge.
         min_label_mass: The smallest total probability of the labels, by default 0.5. Refused beside `range`.
         range: The lowest and the highest number that the judge may answer.
-        pattern: A regular expression with one group, the number; its last match in the answer counts. By default the last line
-            must be ``Score: NUMBER``.
+        pattern: A regular expression with one group, the number. By default the last line must be ``Score: NUMBER``. An answer with
+            different numbers fails.
 
     Raises:
         SpecError: Keys exclude each other, a value is invalid, or the template is not valid.
@@ -80,7 +80,7 @@ class Judged(Provider):
                 questions[row] = self._question(sample)
             except DataError as error:
                 errors[row] = DataError(f"item {row}: {error}", rows=[row])
-        replies = self.judge.ask([*questions.values()]) if questions else []
+        replies = self.judge.replies([*questions.values()])
         values = np.full(len(samples), np.nan)
         details: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = {}
         for row, reply in zip(questions, replies, strict=True):

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from rm_plugins.component import LocalPath
+from rm_plugins.data.row_formats import without_nan
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError, did_you_mean
 from rm_plugins.judges import COSTS, Judge, Question, Reply, Template, cost_of
 from rm_plugins.provider import Provider
@@ -154,7 +155,7 @@ class Rubric(Provider):
                 rubrics[row] = criteria
             except DataError as error:
                 errors[row] = DataError(f"item {row}: {error}", rows=[row])
-        replies = self.judge.ask([each.question for each in asked]) if asked else []
+        replies = self.judge.replies([each.question for each in asked])
         found = {row: [CriterionValue()] * len(criteria) for row, criteria in rubrics.items()}
         for each, reply in zip(asked, replies, strict=True):
             some = [rubrics[each.row][place] for place in each.places]
@@ -173,8 +174,7 @@ class Rubric(Provider):
     def _questions(self, row: int, sample: Sample, criteria: Sequence[Criterion]) -> list[_Asked]:
         given: dict[str, Any] = {}
         if self.reference_column is not None:
-            reference = _column(sample, self.reference_column, "the reference answer")
-            given["reference"] = reference if isinstance(reference, str) else str(reference)
+            given["reference"] = _column(sample, self.reference_column, "the reference answer")
         size = self.per_question or len(criteria)
         parts = [range(start, min(start + size, len(criteria))) for start in range(0, len(criteria), size)]
         return [_Asked(row, part, self._question(sample, [criteria[place] for place in part], given)) for part in parts]
@@ -262,6 +262,9 @@ def _called(criterion: Criterion, place: int) -> str:
 
 
 def _column(sample: Sample, column: str, what: str) -> Any:
-    if sample.columns.get(column) is None:
+    value = without_nan(sample.columns.get(column))
+    if value is None:
+        if column in sample.columns:
+            raise DataError(f"the column {column!r}, which holds {what}, is null.")
         raise DataError(f"the row has no column {column!r}, which holds {what}. {did_you_mean(column, sample.columns)}")
-    return sample.columns[column]
+    return value

@@ -15,7 +15,7 @@ from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError
 from rm_plugins.groups import groups_of
 from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import score_rows
-from rm_plugins.replies import end_of_reasoning, verdict_in
+from rm_plugins.replies import alike_verdicts, end_of_reasoning, verdict_in, without_reasoning_tags
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores
 
@@ -26,7 +26,6 @@ PARTS = ("right", "format", "agreement", "reasoning")
 
 _WEIGHTS = {"right": 1.0, "format": 0.2}
 _PIECE_ENDS = re.compile(r"\n|(?<=\]\])|(?<=\})")
-_REASONING_TAG = re.compile(r"</?(?:think|thinking|reasoning)>", re.IGNORECASE)
 
 
 class Verdict(Provider):
@@ -80,8 +79,7 @@ class Verdict(Provider):
                 "leave out both.",
                 key="reasoning",
             )
-        folded = [label.strip().casefold() for label in labels]
-        if len(folded) < 2 or len(set(folded)) < len(folded) or not all(folded):
+        if len(labels) < 2 or alike_verdicts(labels) or len(set(labels)) < len(labels):
             raise SpecError(f"needs at least two different texts, not {list(labels)}.", key="labels")
         if "agreement" in self.weights and len(labels) not in (2, 3):
             raise SpecError(
@@ -223,7 +221,7 @@ def _answer_of(text: str, labels: Sequence[str]) -> _Answer:
     giving = [(start, piece) for start, piece in pieces if verdict_in(piece, labels).label]
     start, piece = (giving or pieces)[-1]
     start += max(0, piece.rfind("[["), piece.rfind("\\boxed"))
-    return _Answer(label, len(giving) < 2 and start >= pieces[-1][0], _REASONING_TAG.sub("", text[:start]).strip())
+    return _Answer(label, len(giving) < 2 and start >= pieces[-1][0], without_reasoning_tags(text[:start]).strip())
 
 
 def _order_of(sample: Sample) -> int:
