@@ -60,11 +60,17 @@ def rows_of_tokens(draw: st.DrawFn) -> list[list[int]]:
 
 
 class TestPlan:
-    @given(rows_of_tokens(), st.integers(1, 120), st.sampled_from([COSTS, Costs(0, 0), Costs(1e9, 0)]), st.booleans())
+    @given(
+        rows_of_tokens(),
+        st.integers(1, 120),
+        st.sampled_from([COSTS, Costs(0, 0), Costs(1e9, 0)]),
+        st.booleans(),
+        st.booleans(),
+    )
     def test_every_different_row_is_run_once_from_its_first_token_to_its_last(
-        self, rows: list[list[int]], budget: int, costs: Costs, shares: bool
+        self, rows: list[list[int]], budget: int, costs: Costs, shares: bool, packs: bool
     ) -> None:
-        plan = plan_batches(rows, budget, costs, share_prefixes=shares)
+        plan = plan_batches(rows, budget, costs, share_prefixes=shares, packs=packs)
         run: dict[int, list[int]] = {}
 
         def follow(stages: Sequence[Stage], before: list[list[int]]) -> None:
@@ -96,11 +102,11 @@ class TestPlan:
             cached = len(stage.segments) * max(segment.stop for segment in stage.segments)
             assert not stage.continuations or cached <= CONTEXT_FACTOR * budget or len(stage.segments) == 1
 
-    @given(rows_of_tokens(), st.integers(1, 120))
-    def test_sharing_never_costs_more_than_not_sharing(self, rows: list[list[int]], budget: int) -> None:
+    @given(rows_of_tokens(), st.integers(1, 120), st.booleans())
+    def test_sharing_never_costs_more_than_not_sharing(self, rows: list[list[int]], budget: int, packs: bool) -> None:
         longest = max(map(len, rows))
         shared, plain = (
-            plan_batches(rows, max(budget, longest), COSTS, share_prefixes=True),
+            plan_batches(rows, max(budget, longest), COSTS, share_prefixes=True, packs=packs),
             plan_batches(rows, max(budget, longest), COSTS, share_prefixes=False),
         )
         assert shared.cost(COSTS) <= plain.cost(COSTS)
@@ -146,6 +152,21 @@ class TestPlan:
         stages = [stage for stage in plan_batches(rows, 130, COSTS, share_prefixes=True).stages if stage.continuations]
         assert len(stages) > 1
         assert max(61 * len(stage.segments) for stage in stages) <= CONTEXT_FACTOR * 130
+
+    def test_packs_are_filled_with_rows_of_any_length(self) -> None:
+        rows = [[prompt, *range(10, 60), *range(100, 100 + length)] for prompt in (1, 2) for length in (1, 30, 4, 60, 9)]
+        loners = [list(range(200, 230)), list(range(300, 310))]
+        plan = plan_batches([*rows, *loners], 150, COSTS, share_prefixes=True, packs=True)
+        first, second = plan.stages
+        assert [[len(segment) for segment in batch.segments] for batch in first.batches] == [[51, 51]]
+        (ends,) = first.continuations
+        assert [[(segment.parent, len(segment)) for segment in batch.segments] for batch in ends.batches] == [
+            [(0, 1), (0, 4), (0, 9), (0, 30), (0, 60), (1, 1), (1, 4), (1, 9), (1, 30)],
+            [(1, 60)],
+        ]
+        assert plan.packs
+        assert not plan.pads_prefixes
+        assert not any(batch.is_packed for batch in second.batches)  # they share nothing
 
     def test_a_level_that_does_not_pay_is_left_out(self) -> None:
         prompt = list(range(50))

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
+from rm_plugins.engine import segment_pack
 from rm_plugins.engine.batch_forward import BatchForward
 from rm_plugins.engine.engine import ScoringEngine
 from rm_plugins.engine.prefix_cache import PrefixCache
@@ -58,6 +59,8 @@ SHARING: dict[str, dict[str, Any]] = {
     "falcon with alibi": {"alibi": True},
     "biogpt": {},
 }
+PADDED = {"gptj", "gpt_neo", "bloom", "falcon", "falcon with alibi", "biogpt"}
+"""Families of these whose attention cannot be replaced."""
 PLAIN: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 8},
     "gemma3_text that looks ahead": {"use_bidirectional_attention": True},
@@ -112,6 +115,13 @@ def rows_with_prefixes(seed: int, last: int | None = None) -> list[list[int]]:
     return rows
 
 
+def padding_engine(model: Any, max_tokens: int) -> ScoringEngine:
+    """An engine that pads rows with shared prefixes, as on a GPU."""
+    engine = ScoringEngine(model, max_tokens)
+    engine.packs = False
+    return engine
+
+
 def one_by_one(model: Any, rows: Sequence[Sequence[int]]) -> Any:
     """transformers' own scores of each row by itself."""
     with torch.inference_mode():
@@ -138,7 +148,46 @@ def test_a_decoder_that_shares_prefixes(family: str, max_tokens: int, rows: list
     scores, work = engine.outputs(rows)
     close(scores, expected)
     assert engine.shares_prefixes
+    assert engine.packs == (family not in PADDED)
     assert work.unique_tokens < 0.7 * work.tokens
+
+
+@pytest.mark.parametrize("family", sorted({*SHARING} - PADDED))
+def test_a_decoder_that_pads_what_it_could_pack(family: str) -> None:
+    rows = rows_with_prefixes(1)
+    model = make_model(family, **SHARING[family])
+    engine = padding_engine(model, 120)
+    scores, work = engine.outputs(rows)
+    close(scores, one_by_one(model, rows))
+    assert engine.shares_prefixes
+    assert work.unique_tokens < work.padded_tokens
+
+
+def test_a_decoder_whose_attention_is_more_than_plain_pads(caplog: pytest.LogCaptureFixture) -> None:
+    rows = rows_with_prefixes(1)
+    model = make_model("gemma2", layer_types=["full_attention"] * 2)
+    engine = ScoringEngine(model, 120)
+    with caplog.at_level(logging.DEBUG, "rm_plugins"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores, _ = engine.outputs(rows)
+    close(scores, one_by_one(model, rows))
+    assert "pads rows that share prefixes: UnsupportedError: Gemma2Attention uses softcap" in caplog.text
+    assert engine.shares_prefixes
+    assert not engine.packs
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
+def test_packed_rows_share_prefixes_exactly(family: str) -> None:
+    rows = rows_with_prefixes(3)
+    model = make_model(family, **SHARING[family])
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        model.to(dtype)
+        engine = ScoringEngine(model, 60)
+        scores, _ = engine.outputs(rows)
+        np.testing.assert_allclose(scores, one_by_one(model, rows), rtol=tolerance, atol=tolerance)
+        assert engine.packs
+        plan = engine._plan(rows, share_prefixes=True)
+        assert all(batch.padded_tokens == sum(map(len, batch.segments)) for batch in plan.batches if batch.segments[0].start)
 
 
 @pytest.mark.parametrize("family", PLAIN)
@@ -192,6 +241,7 @@ def test_half_precision_shares_as_well() -> None:
     engine = ScoringEngine(model, 200)
     scores, _ = engine.outputs(rows)
     assert engine.shares_prefixes
+    assert engine.packs
     np.testing.assert_allclose(scores, one_by_one(model, rows), rtol=0.05, atol=0.05)
 
 
@@ -221,7 +271,7 @@ class TestAModelThatDoesNotContinueItsCacheRightly:
 
         monkeypatch.setattr(PrefixCache, "arguments", without_mask)
         model = make_model("qwen2")
-        engine = ScoringEngine(model, 400)
+        engine = padding_engine(model, 400)
         prompt = list(range(10, 80))
         even = [[*prompt, number] for number in range(4, 9)]
         close(engine.outputs(even)[0], one_by_one(model, even))
@@ -233,10 +283,21 @@ class TestAModelThatDoesNotContinueItsCacheRightly:
             scores, _ = engine.outputs(uneven)
         close(scores, one_by_one(model, uneven))
 
+    @pytest.mark.parametrize("wrong", ["_merge", "_part"])
+    def test_is_noticed_in_packs_which_are_padded_then(self, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(segment_pack, wrong, lambda *args, **settings: None)
+        model = make_model("qwen2")
+        engine = ScoringEngine(model, 200)
+        assert engine.packs
+        rows = rows_with_prefixes(1)
+        scores, _ = engine.outputs(rows)
+        close(scores, one_by_one(model, rows))
+        assert (engine.packs, engine.shares_prefixes) == (False, True)
+
     def falls_back(self, problem: str) -> None:
         rows = rows_with_prefixes(1)
         model = make_model("qwen2")
-        engine = ScoringEngine(model, 200)
+        engine = padding_engine(model, 200)
         with pytest.warns(
             UserWarning, match=f"Qwen2ForSequenceClassification.*cached prompts.*{problem}.*computed whole"
         ) as caught:
@@ -266,18 +327,23 @@ class TestWithoutEnoughMemory:
         engine._backbone.forward = limited
         return sizes
 
-    @pytest.mark.parametrize("family", ["qwen2", "mistral", "bert"])
-    def test_the_budget_halves_and_nothing_is_lost(self, family: str, caplog: pytest.LogCaptureFixture) -> None:
+    @pytest.mark.parametrize(
+        ("family", "packs", "tokens", "halved"),
+        [("qwen2", True, 80, 62), ("qwen2", False, 150, 125), ("mistral", False, 150, 125), ("bert", False, 150, 125)],
+    )
+    def test_the_budget_halves_and_nothing_is_lost(
+        self, family: str, packs: bool, tokens: int, halved: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
         rows = rows_with_prefixes(1)
         model = make_model(family)
         expected = one_by_one(model, rows)
-        engine = ScoringEngine(model, 1_000)
-        self.limit(engine, 150)
+        engine = ScoringEngine(model, 1_000) if packs else padding_engine(model, 1_000)
+        self.limit(engine, tokens)
         with caplog.at_level(logging.WARNING, "rm_plugins"):
             scores, _ = engine.outputs(rows)
         close(scores, expected)
-        assert engine.max_tokens == 125
-        assert "ran out of memory; scoring continues with 125 tokens at a time" in caplog.text
+        assert (engine.packs, engine.max_tokens) == (packs, halved)
+        assert f"ran out of memory; scoring continues with {halved} tokens at a time" in caplog.text
 
     def test_what_was_done_is_not_done_again(self) -> None:
         engine = ScoringEngine(make_model("bert"), 128)

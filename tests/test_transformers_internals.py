@@ -7,7 +7,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, Qwen2Config, Qwen2Model
 from transformers.integrations import deepspeed
 
-from rm_plugins.engine.transformers_internals import attention_as, is_stateful, loads_whole, takes_attention
+from rm_plugins.engine.transformers_internals import (
+    attends_plainly,
+    attention_as,
+    is_stateful,
+    loads_whole,
+    takes_attention,
+)
 
 
 @pytest.fixture
@@ -21,6 +27,9 @@ def model() -> PreTrainedModel:
 
 def test_attn_implementation(model: PreTrainedModel) -> None:
     before = model.config._attn_implementation
+    assert attends_plainly(model)
+    with attention_as(model, "flex_attention"):
+        assert not attends_plainly(model)
     with attention_as(model, "eager"):
         assert model.config._attn_implementation == "eager" == model.layers[0].self_attn.config._attn_implementation
     assert model.config._attn_implementation == before != "eager"

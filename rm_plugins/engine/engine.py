@@ -1,7 +1,8 @@
 """Runs a sequence classifier over token ids: the only scoring loop of this code base.
 
 Duplicate rows are computed once, shared prefixes are computed once where that is faster (`rm_plugins.engine.plan`), and the rest runs
-in micro-batches sorted by length, within a token budget.
+in micro-batches sorted by length, within a token budget. Rows with shared prefixes run packed (`rm_plugins.engine.segment_pack`) where
+the device and the model's attention allow it, and otherwise padded (`rm_plugins.engine.prefix_cache`).
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -20,17 +20,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rm_plugins.engine.budget import SMALLEST_BATCH_TOKENS, costs_of, default_max_tokens
+from rm_plugins.engine.compared_rows import compared_rows, unchecked_ways
 from rm_plugins.engine.last_layer import LastLayer
 from rm_plugins.engine.lengths import LengthClasses
 from rm_plugins.engine.model_state import ModelState
 from rm_plugins.engine.one_model import one_thread_of
+from rm_plugins.engine.packing import PACKED
 from rm_plugins.engine.placement import input_device
-from rm_plugins.engine.plan import MicroBatch, Plan, Segment, Stage, plan_batches
+from rm_plugins.engine.plan import MicroBatch, Plan, Stage, plan_batches
 from rm_plugins.engine.prefix_cache import CachedPrefixes, PrefixCache, has_standard_cache, is_causal, is_decoder
 from rm_plugins.engine.readout import LastToken, Readout
 from rm_plugins.engine.rotary import changing_frequencies
+from rm_plugins.engine.segment_pack import PackedPrefixes, SegmentPack, runs_packed
 from rm_plugins.engine.tensors import on_device, padded
 from rm_plugins.engine.tolerance import scores_differ
+from rm_plugins.engine.transformers_internals import attention_as
+from rm_plugins.engine.work import Work
 from rm_plugins.errors import ScoringError
 from rm_plugins.scores import FloatArray
 
@@ -43,37 +48,6 @@ logger = logging.getLogger(__name__)
 
 BoolArray: TypeAlias = NDArray[np.bool_]
 IndexArray: TypeAlias = NDArray[np.intp]
-
-
-@dataclass(slots=True)
-class Work:
-    """The work of scoring a batch, summed over all variants of a model.
-
-    Args:
-        rows: Requested rows.
-        duplicates: Rows with the same token ids as another row, which were not computed.
-        cached: Rows whose scores came from the score cache.
-        tokens: Tokens of all rows.
-        unique_tokens: Tokens that the model computed, without padding: duplicates and shared beginnings count once.
-        padded_tokens: The same including padding.
-        seconds: Wall time.
-    """
-
-    rows: int = 0
-    duplicates: int = 0
-    cached: int = 0
-    tokens: int = 0
-    unique_tokens: int = 0
-    padded_tokens: int = 0
-    seconds: float = 0.0
-
-    def as_metadata(self) -> dict[str, float]:
-        """The fields by name, with ``tokens_per_second`` and ``duplicate_share`` (both 0 if nothing was scored)."""
-        return {
-            **asdict(self),
-            "tokens_per_second": self.tokens / self.seconds if self.seconds else 0.0,
-            "duplicate_share": self.duplicates / self.rows if self.rows else 0.0,
-        }
 
 
 class ScoringEngine:
@@ -117,6 +91,7 @@ class ScoringEngine:
         self._backbone: nn.Module = getattr(model, model.base_model_prefix) if self.is_decoder else model
         self._whole: Callable[..., Any] = torch.compile(self._backbone, dynamic=True) if compile else self._backbone
         self.shares_prefixes = share_prefixes and self._causal and has_standard_cache(model)
+        self.packs = self.shares_prefixes and runs_packed(model)
         self._classes = LengthClasses(model.config)
         self._frequencies = changing_frequencies(model.config)
         self._state = ModelState(model)
@@ -190,11 +165,11 @@ class ScoringEngine:
         is_long = any(self._is_long(len(row)) for row in subset)  # their prefixes would get the frequencies of short rows
         plan = self._plan(subset, share_prefixes=self.shares_prefixes and not is_long)
         logits: list[tuple[list[int], torch.Tensor]] = []
-        unknown = self._unchecked(plan, subset)
+        unknown = unchecked_ways(plan, subset, self._classes, self._checked)
         problem = None
         try:
             logits.extend(self._run(plan.stages, subset, None, work))
-            if unknown and (chosen := self._compared(plan, subset, unknown)):
+            if unknown and (chosen := compared_rows(plan, subset, unknown, self.max_tokens)):
                 problem = self._difference(chosen, subset, _scattered(logits, len(subset), self._width)[0])
                 self._checked.update(unknown)
         except torch.OutOfMemoryError as error:
@@ -204,7 +179,10 @@ class ScoringEngine:
                 raise
             problem = f"{type(error).__name__}: {error}"
         if problem is not None:
-            self._stop_sharing(problem)
+            if plan.packs:
+                self._stop_packing(problem)
+            else:
+                self._stop_sharing(problem)
             return pending
         computed, done = _scattered(logits, len(subset), self._width)
         finished = done[plan.computed_as]
@@ -215,39 +193,72 @@ class ScoringEngine:
     def _plan(self, rows: Sequence[Sequence[int]], *, share_prefixes: bool) -> Plan:
         # Without a padding token, an encoder can only run one row at a time; a decoder is not affected by tokens after a row's end.
         max_tokens = self.max_tokens if self.is_decoder or self._pad_token_id is not None else 0
-        return plan_batches(rows, max_tokens, self._costs, share_prefixes=share_prefixes)
+        return plan_batches(rows, max_tokens, self._costs, share_prefixes=share_prefixes, packs=self.packs)
 
     def _run(
-        self, stages: Sequence[Stage], rows: Sequence[Sequence[int]], before: CachedPrefixes | None, work: Work
+        self,
+        stages: Sequence[Stage],
+        rows: Sequence[Sequence[int]],
+        before: CachedPrefixes | PackedPrefixes | None,
+        work: Work,
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Run stages and their continuations; yields the numbers of the completed rows with their outputs [n, width].
 
         The outputs stay on the device, so that it does not wait while the next micro-batch is prepared.
         """
         for stage in stages:
-            caches = []
+            caches: list[Any] = []
             for batch in stage.batches:
                 work.unique_tokens += sum(map(len, batch.segments))
                 work.padded_tokens += batch.padded_tokens
-                tokens = [rows[segment.row][segment.start : segment.stop] for segment in batch.segments]
-                inputs = padded(tokens, self._pad_token_id or 0, input_device(self.model))
                 ends = [segment.row for segment in batch.segments]
                 if before is None and not stage.continuations:
-                    yield ends, self._whole_batch(batch, rows, inputs)
+                    yield ends, self._whole_batch(batch, rows, self._inputs(batch, rows))
                     continue
-                cache = PrefixCache(before, batch.segments, inputs["attention_mask"], keep=bool(stage.continuations))
                 at = None if stage.continuations else self._read_at(batch, rows)
-                with self._state.restored(), self._reading(at, cache.mask, inputs["input_ids"].shape[1]):
-                    hidden = self._backbone(input_ids=inputs["input_ids"], **cache.arguments(self._backbone)).last_hidden_state
-                if stage.continuations:
+                run: Callable[..., tuple[Any, torch.Tensor]] = self._run_packed if batch.is_packed else self._run_padded
+                cache, hidden = run(before, batch, rows, at)
+                if at is None:
                     caches.append(cache)
                 else:
-                    assert at is not None
                     yield ends, self._scores(hidden, at)
             if stage.continuations:
-                prefixes = CachedPrefixes.of(caches)
+                prefixes = (PackedPrefixes if stage.batches[0].is_packed else CachedPrefixes).of(caches)
                 del caches, cache, hidden
                 yield from self._run(stage.continuations, rows, prefixes, work)
+
+    def _inputs(self, batch: MicroBatch, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """A model's inputs for padded segments, each [segments, longest]."""
+        tokens = [rows[segment.row][segment.start : segment.stop] for segment in batch.segments]
+        return padded(tokens, self._pad_token_id or 0, input_device(self.model))
+
+    def _run_padded(
+        self, before: CachedPrefixes | None, batch: MicroBatch, rows: Sequence[Sequence[int]], at: torch.Tensor | None
+    ) -> tuple[PrefixCache, torch.Tensor]:
+        """Run padded segments that continue prefixes or are continued; the hidden states are [segments, longest or 1, size].
+
+        Args:
+            before: The prefixes; None at the start of the rows.
+            batch: The segments.
+            rows: Token ids per row.
+            at: See `_read_at`; None if the segments are continued.
+        """
+        inputs = self._inputs(batch, rows)
+        cache = PrefixCache(before, batch.segments, inputs["attention_mask"], keep=at is None)
+        with self._state.restored(), self._reading(at, cache.mask, inputs["input_ids"].shape[1]):
+            arguments = cache.arguments(self._backbone)
+            return cache, self._backbone(input_ids=inputs["input_ids"], **arguments).last_hidden_state
+
+    def _run_packed(
+        self, before: PackedPrefixes | None, batch: MicroBatch, rows: Sequence[Sequence[int]], at: torch.Tensor | None
+    ) -> tuple[SegmentPack, torch.Tensor]:
+        """The same as `_run_padded` for packed segments; the hidden states are [segments, 1, size] if a token of each is read."""
+        pack = SegmentPack(before, batch.segments, rows, input_device(self.model), keep=at is None)
+        places = None if at is None else pack.at(at)
+        reading = self._reading(places, pack, pack.ids.shape[1])
+        with self._state.restored(), reading, attention_as(self.model, PACKED):
+            hidden = self._backbone(**pack.arguments()).last_hidden_state
+        return pack, hidden if places is None or hidden.shape[1] == 1 else hidden[0, places, None]
 
     def _whole_batch(self, batch: MicroBatch, rows: Sequence[Sequence[int]], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The outputs of whole rows, [segments, width], checked to equal those of each row computed alone."""
@@ -307,19 +318,19 @@ class ScoringEngine:
         ]
         return on_device(at, input_device(self.model))
 
-    def _reading(self, at: torch.Tensor | None, mask: torch.Tensor, tokens: int) -> AbstractContextManager[None]:
+    def _reading(self, at: torch.Tensor | None, seen: torch.Tensor | SegmentPack, tokens: int) -> AbstractContextManager[None]:
         """The context in which the last layer runs only for the scored tokens, if the model allows this.
 
         Args:
-            at: See `_read_at`; None if no token is scored.
-            mask: int64 [segments, cached + running tokens], 0 for padding.
-            tokens: The number of running tokens.
+            at: See `_read_at`; None if no token is scored. For a pack, the positions in its sequence.
+            seen: int64 [segments, cached + running tokens], 0 for padding; or the pack that runs.
+            tokens: The length of the running rows.
         """
         if not self.reads_last_layer or self._last_layer is None or tokens == 1:
             return nullcontext()
-        if at is not None and self.is_decoder:
-            mask = mask * (torch.arange(mask.shape[1], device=mask.device) <= (at + mask.shape[1] - tokens)[:, None])
-        return self._last_layer.reading(at, mask)
+        if at is not None and self.is_decoder and isinstance(seen, torch.Tensor):
+            seen = seen * (torch.arange(seen.shape[1], device=seen.device) <= (at + seen.shape[1] - tokens)[:, None])
+        return self._last_layer.reading(at, seen)
 
     def _scores(self, hidden: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         """The head's outputs at the scored token of each row, [segments, width].
@@ -331,36 +342,6 @@ class ScoringEngine:
         places = torch.zeros_like(at) if hidden.shape[1] == 1 else at
         logits: torch.Tensor = self.model.score(hidden[torch.arange(len(at), device=hidden.device), places.to(hidden.device)])
         return logits
-
-    def _unchecked(self, plan: Plan, rows: Sequence[Sequence[int]]) -> dict[Hashable, list[int]]:
-        """The ways of sharing prefixes in a plan that have not been checked yet, each with the rows that are computed that way.
-
-        A way consists of whether prefixes are padded, and of the length classes of a prefix and its row.
-        """
-        unchecked: dict[Hashable, list[int]] = {}
-        pads = plan.pads_prefixes
-        for segment in self._continued(plan):
-            way = ("sharing", pads, *(self._classes.of(size) for size in (segment.start, len(rows[segment.row]))))
-            if way not in self._checked:
-                unchecked.setdefault(way, []).append(segment.row)
-        return unchecked
-
-    @staticmethod
-    def _continued(plan: Plan) -> list[Segment]:
-        """The segments that end a row and continue a cached prefix."""
-        return [segment for stage in plan.walk() if not stage.continuations for segment in stage.segments if segment.start]
-
-    def _compared(self, plan: Plan, rows: Sequence[Sequence[int]], unknown: Mapping[Hashable, Sequence[int]]) -> list[int]:
-        """Rows of a plan with shared prefixes to check by also running them whole: about a micro-batch, at least one for each way."""
-        fitting = [segment.row for segment in self._continued(plan)]
-        fitting = [row for row in fitting if len(rows[row]) <= self.max_tokens]
-        step = -(-sum(len(rows[row]) for row in fitting) // self.max_tokens)
-        # The rows with the shortest prefix have the most padding before their continuation.
-        stages = [stage for stage in plan.walk() if stage.continuations]
-        uneven = max(stages, key=lambda stage: len({segment.stop for segment in stage.segments}))
-        shortest = min(uneven.segments, key=lambda segment: segment.stop)
-        each = {min(of_way, key=lambda row: len(rows[row])) for of_way in unknown.values()}
-        return sorted({*fitting[:: max(1, step)]}.union({shortest.row, *each} & {*fitting}))
 
     def _difference(self, chosen: Sequence[int], rows: Sequence[Sequence[int]], outputs: FloatArray) -> str | None:
         """How the outputs of rows with shared prefixes differ from those of the chosen rows run whole; None if they agree."""
@@ -386,6 +367,11 @@ class ScoringEngine:
                 f"so such rows run {how} from now on. Scores stay correct; scoring is slower.",
                 stacklevel=2,
             )
+
+    def _stop_packing(self, problem: str) -> None:
+        """Pad segments that share a prefix from now on, which gives the same scores."""
+        self.packs = False
+        logger.debug("%s pads rows that share prefixes: %s", type(self.model).__name__, problem)
 
     def _stop_sharing(self, problem: str) -> None:
         self.shares_prefixes = False

@@ -21,7 +21,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rm_plugins.engine.prefix_cache import has_standard_cache, is_causal, is_decoder
 from rm_plugins.engine.replaced_forward import forward_as
-from rm_plugins.engine.transformers_internals import attention_as, takes_attention
+from rm_plugins.engine.segment_pack import SegmentPack
+from rm_plugins.engine.transformers_internals import attends_plainly, attention_as, takes_attention
 from rm_plugins.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -33,9 +34,6 @@ logger = logging.getLogger(__name__)
 
 LAST_LAYER = "rm_plugins_last_layer"
 """The name of the attention implementation."""
-
-_REPLACED = frozenset({"eager", "sdpa"})
-"""Attention implementations that give the same results as the one of this module."""
 
 
 class _Projected(Exception):
@@ -54,6 +52,31 @@ class _Attended:
     keys: torch.Tensor
     values: torch.Tensor
     mask: torch.Tensor
+
+    def attention(self, query: torch.Tensor, scale: float | None) -> torch.Tensor:
+        """The attention of queries [rows, heads, 1, size], in the same shape."""
+        # Query heads that share a key head become queries of that head, so that keys and values are not repeated.
+        grouped = query.reshape(len(query), self.keys.shape[1], -1, query.shape[-1])
+        outputs = scaled_dot_product_attention(grouped, self.keys, self.values, self.mask[:, None, None], scale=scale)
+        return outputs.reshape(*query.shape[:3], -1)
+
+
+@dataclass(frozen=True, slots=True)
+class _AttendedInPack:
+    """What the read tokens of a pack attend to: its keys and values, each [1, heads, tokens, size], and the prefixes that it continues.
+
+    The positions of the read tokens are int64 [rows].
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    pack: SegmentPack
+    at: torch.Tensor
+
+    def attention(self, query: torch.Tensor, scale: float | None) -> torch.Tensor:
+        """The attention of queries [rows, heads, 1, size], in the same shape."""
+        attended = self.pack.attention_of(query.transpose(0, 2), self.keys, self.values, scale, self.at)
+        return attended.transpose(0, 2)
 
 
 class LastLayer:
@@ -79,7 +102,7 @@ class LastLayer:
         layer = _last_of(model)
         if layer is None or not takes_attention(model) or (decoder and not (is_causal(model) and has_standard_cache(model))):
             return None
-        if model.config.get_text_config()._attn_implementation not in _REPLACED:
+        if not attends_plainly(model):
             return None
         last = cls(model, layer)
         try:
@@ -110,22 +133,23 @@ class LastLayer:
             return bool(self._model(input_ids=ids, attention_mask=mask.long()).logits.isfinite().all())
 
     @contextmanager
-    def reading(self, at: torch.Tensor | None, mask: torch.Tensor) -> Iterator[None]:
+    def reading(self, at: torch.Tensor | None, seen: torch.Tensor | SegmentPack) -> Iterator[None]:
         """Within it, the last layer returns the hidden states of one token of each row, [rows, 1, size].
 
         Args:
             at: The position of each row's token among those that run, int64 [rows]; None if no token is read, so that only keys and
                 values are cached: then the hidden states mean nothing.
-            mask: The tokens that the read token attends to, the cached ones first, [rows, cached + running tokens].
+            seen: The tokens that the read token attends to, the cached ones first, [rows, cached + running tokens]; or the pack that runs,
+                with one read token for each of its segments.
         """
-        with forward_as(self._layer, partial(self._forward, self._layer.forward, at, mask)):
+        with forward_as(self._layer, partial(self._forward, self._layer.forward, at, seen)):
             yield
 
     def _forward(
         self,
         own: Callable[..., Any],
         at: torch.Tensor | None,
-        mask: torch.Tensor,
+        seen: torch.Tensor | SegmentPack,
         hidden: torch.Tensor,
         *args: Any,
         **kwargs: Any,
@@ -134,11 +158,18 @@ class LastLayer:
             try:
                 own(hidden, *args, **kwargs, attended=None)
             except _Projected as projected:
-                attended = _Attended(projected.keys, projected.values, mask.to(hidden.device, torch.bool))
+                keys, values = projected.keys, projected.values
             else:
                 raise UnsupportedError(f"{type(self._layer).__name__} does not call its attention.")
             if at is None:
+                if isinstance(seen, SegmentPack):
+                    seen.keep(keys, values)
                 return hidden[:, :1]
+            attended: _Attended | _AttendedInPack
+            if isinstance(seen, SegmentPack):
+                attended = _AttendedInPack(keys, values, seen, at)
+            else:
+                attended = _Attended(keys, values, seen.to(hidden.device, torch.bool))
             select = partial(_of_tokens, hidden.shape[:2], at.to(hidden.device))
             named = {name: select(value) for name, value in kwargs.items()}
             return own(select(hidden), *map(select, args), **named, attended=attended)
@@ -149,7 +180,7 @@ def _of_tokens(size: Sequence[int], at: torch.Tensor, value: Any) -> Any:
 
     Args:
         size: The numbers of rows and of tokens in a row.
-        at: The position of each row's token, int64 [rows].
+        at: The position of each row's token, int64 [rows]; in a single row, the positions of any number of tokens, which become rows.
         value: The argument. A tensor [rows, tokens, ...] or [1, tokens, ...] holds something of every token.
     """
     if isinstance(value, Cache):
@@ -173,7 +204,7 @@ def _attend(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    attended: _Attended | None = None,
+    attended: _Attended | _AttendedInPack | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention of one token of each row, with the signature of transformers' attention implementations."""
@@ -182,11 +213,7 @@ def _attend(
         raise UnsupportedError(f"{type(module).__name__} does more than plain attention.")
     if attended is None:
         raise _Projected(key, value)
-    rows, heads, _, size = query.shape
-    # Query heads that share a key head become queries of that head, so that keys and values are not repeated.
-    grouped = query.reshape(rows, attended.keys.shape[1], -1, size)
-    outputs = scaled_dot_product_attention(grouped, attended.keys, attended.values, attended.mask[:, None, None], scale=scaling)
-    return outputs.reshape(rows, 1, heads, -1), None
+    return attended.attention(query, scaling).transpose(1, 2), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(LAST_LAYER, _attend)

@@ -1,7 +1,8 @@
 """Packs rows of different lengths into one sequence without padding, in which shared prefixes are stored once.
 
 Attention keeps the rows apart, so that a decoder gives the same outputs and gradients as row by row. It is registered as one of
-transformers' attention implementations and receives the `Packing` through the keyword arguments of the model.
+transformers' attention implementations and receives the `Packing` through the keyword arguments of the model. Scoring uses the same
+implementation with `rm_plugins.engine.segment_pack`, which keeps prefixes beyond a forward pass and computes no gradients.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -51,6 +52,21 @@ class _Span:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+
+class PackedAttention(Protocol):
+    """What the attention implementation calls in place of a model's own attention.
+
+    Args:
+        longest: The number of tokens of the longest row.
+    """
+
+    longest: int
+
+    def attention(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, dropout: float
+    ) -> torch.Tensor:
+        """Causal attention within rows, [1, heads, T, size]; the number of heads of `key` and `value` divides that of `query`."""
 
 
 class Packing:
@@ -135,9 +151,7 @@ class Packing:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, dropout: float
     ) -> torch.Tensor:
         """Causal attention within rows, [1, heads, T, size]; the number of heads of `key` and `value` divides that of `query`."""
-        if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave queries and keys in float32, but not values
-            dtype = torch.get_autocast_dtype(query.device.type)
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        query, key, value = in_one_dtype(query, key, value)
         kernel = _kernel(query) if not dropout and query.shape[-1] == value.shape[-1] else None
         if kernel is not None:
             return self._in_kernel(kernel, query, key, value, scale)
@@ -191,6 +205,16 @@ class Packing:
         )
         assert isinstance(attended, torch.Tensor)  # it would be a pair if more outputs were requested
         return attended.transpose(0, 1)[None]
+
+
+def in_one_dtype(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values in autocast's type where it is on: rotary embeddings leave queries and keys in float32, but not values."""
+    if not torch.is_autocast_enabled(query.device.type):
+        return query, key, value
+    dtype = torch.get_autocast_dtype(query.device.type)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
 def _kernel(query: torch.Tensor) -> Callable[..., Any] | None:
@@ -247,7 +271,7 @@ def _attend(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    packing: Packing | None = None,
+    packing: PackedAttention | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """The packed attention, with the signature of transformers' attention implementations."""

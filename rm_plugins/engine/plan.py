@@ -56,14 +56,16 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Segments that run together, padded to the longest one."""
+    """Segments that run together: packed one after the other, or padded to the longest one."""
 
     segments: tuple[Segment, ...]
+    is_packed: bool = False
 
     @property
     def padded_tokens(self) -> int:
         """Tokens that are computed, padding included."""
-        return len(self.segments) * max(map(len, self.segments))
+        lengths = [*map(len, self.segments)]
+        return sum(lengths) if self.is_packed else len(lengths) * max(lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Stage:
     """Micro-batches that run one after the other, and the stages that continue them.
 
     Args:
-        batches: The micro-batches, longest first, so that the memory peak comes early.
+        batches: The micro-batches; padded ones come longest first, so that the memory peak comes early.
         continuations: The stages that continue the segments of all micro-batches; empty if the segments end their rows, which are
             then scored in this stage.
     """
@@ -118,9 +120,15 @@ class Plan:
         return any(stage.continuations for stage in self.stages)
 
     @property
+    def packs(self) -> bool:
+        """Whether a micro-batch is packed."""
+        return any(batch.is_packed for batch in self.batches)
+
+    @property
     def pads_prefixes(self) -> bool:
         """Whether a stage caches prefixes of different lengths, which are then padded."""
-        return any(stage.continuations and len({segment.stop for segment in stage.segments}) > 1 for stage in self.walk())
+        padded = (stage for stage in self.walk() if stage.continuations and not stage.batches[0].is_packed)
+        return any(len({segment.stop for segment in stage.segments}) > 1 for stage in padded)
 
     @property
     def tokens(self) -> int:
@@ -138,7 +146,9 @@ class Plan:
         return self.padded_tokens + costs.read * read + costs.launch * sum(1 for _ in self.batches)
 
 
-def plan_batches(rows: Sequence[Sequence[int]], max_tokens: int, costs: Costs, *, share_prefixes: bool) -> Plan:
+def plan_batches(
+    rows: Sequence[Sequence[int]], max_tokens: int, costs: Costs, *, share_prefixes: bool, packs: bool = False
+) -> Plan:
     """Plan the computation of all rows, with duplicates computed once.
 
     Args:
@@ -147,6 +157,7 @@ def plan_batches(rows: Sequence[Sequence[int]], max_tokens: int, costs: Costs, *
             pieces of the budget, else whole.
         costs: Decide where rows are split into micro-batches and which prefixes are worth sharing.
         share_prefixes: Whether the model can continue cached tokens.
+        packs: Whether segments that share a prefix are packed. Other rows are padded.
 
     >>> plan = plan_batches([[1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2, 3, 4]], 100, Costs(launch=1, read=0.01), share_prefixes=True)
     >>> plan.computed_as
@@ -164,8 +175,9 @@ def plan_batches(rows: Sequence[Sequence[int]], max_tokens: int, costs: Costs, *
     plain = Plan(_stages([(node, None) for node in whole], max_tokens, costs), computed_as)
     if not share_prefixes:
         return plain
-    tree = _worth_sharing(_prefix_tree(sorted(first.items())), max_tokens, costs)
-    shared = Plan(_stages([(_in_pieces(node, max_tokens), None) for node in tree.children], max_tokens, costs), computed_as)
+    tree = _worth_sharing(_prefix_tree(sorted(first.items())), max_tokens, costs, packs=packs)
+    nodes = [(_in_pieces(node, max_tokens), None) for node in tree.children]
+    shared = Plan(_stages(nodes, max_tokens, costs, packs=packs), computed_as)
     too_long = any(batch.padded_tokens > max_tokens for batch in plain.batches)
     return shared if too_long or shared.cost(costs) < plain.cost(costs) else plain
 
@@ -206,25 +218,53 @@ def micro_batches(
     return [*batches, batch] if batch else batches
 
 
-def _stages(nodes: Sequence[tuple[_Node, int | None]], max_tokens: int, costs: Costs) -> tuple[Stage, ...]:
+def packs_in_order(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Group neighbours, so that a group has at most `max_tokens` tokens; a longer row is alone.
+
+    >>> packs_in_order([3, 4, 9, 2, 12, 1], max_tokens=10)
+    [[0, 1], [2], [3], [4], [5]]
+    """
+    groups: list[list[int]] = []
+    tokens = 0
+    for row, length in enumerate(lengths):
+        tokens += length
+        if not groups or tokens > max_tokens:
+            groups.append([])
+            tokens = length
+        groups[-1].append(row)
+    return groups
+
+
+def _stages(
+    nodes: Sequence[tuple[_Node, int | None]], max_tokens: int, costs: Costs, *, packs: bool = False
+) -> tuple[Stage, ...]:
     """The stages of nodes, each given with the position of the segment that it continues: prefixes first, then ends of rows."""
     inner = [(node, parent) for node, parent in nodes if node.children]
     ends = [(node, parent) for node, parent in nodes if not node.children]
-    groups = micro_batches([node.stop for node, _ in inner], CONTEXT_FACTOR * max_tokens)
-    stages = [_stage([inner[at] for at in group], max_tokens, costs) for group in groups]
-    return (*stages, _stage(ends, max_tokens, costs)) if ends else tuple(stages)
+    cached = CONTEXT_FACTOR * max_tokens
+    groups = (
+        packs_in_order([len(node) for node, _ in inner], cached)
+        if packs
+        else micro_batches([node.stop for node, _ in inner], cached)
+    )
+    stages = [_stage([inner[at] for at in group], max_tokens, costs, packs=packs) for group in groups]
+    continue_some = any(parent is not None for _, parent in ends)
+    return (*stages, _stage(ends, max_tokens, costs, packs=packs and continue_some)) if ends else tuple(stages)
 
 
-def _stage(nodes: Sequence[tuple[_Node, int | None]], max_tokens: int, costs: Costs) -> Stage:
+def _stage(nodes: Sequence[tuple[_Node, int | None]], max_tokens: int, costs: Costs, *, packs: bool) -> Stage:
     lengths, contexts = [len(node) for node, _ in nodes], [node.start for node, _ in nodes]
-    groups = micro_batches(lengths, max_tokens, costs.launch, contexts)
+    # Packed segments that continue the same prefix stay neighbours, as in the tree.
+    groups = packs_in_order(lengths, max_tokens) if packs else micro_batches(lengths, max_tokens, costs.launch, contexts)
     batches = [
-        MicroBatch(tuple(Segment(node.row, node.start, node.stop, parent) for node, parent in (nodes[at] for at in group)))
+        MicroBatch(
+            tuple(Segment(node.row, node.start, node.stop, parent) for node, parent in (nodes[at] for at in group)), packs
+        )
         for group in groups
     ]
     order = [nodes[at][0] for group in groups for at in group]
     below = [(child, position) for position, node in enumerate(order) for child in node.children]
-    return Stage(tuple(batches), _stages(below, max_tokens, costs))
+    return Stage(tuple(batches), _stages(below, max_tokens, costs, packs=packs))
 
 
 @dataclass(slots=True)
@@ -272,7 +312,7 @@ def _common_prefix(one: TokenArray, other: TokenArray) -> int:
     return int(different[0]) if len(different) else length
 
 
-def _worth_sharing(root: _Node, max_tokens: int, costs: Costs) -> _Node:
+def _worth_sharing(root: _Node, max_tokens: int, costs: Costs, *, packs: bool) -> _Node:
     """Dissolve the nodes that cost more than they save: their children compute the tokens themselves."""
     levels = [[root]]
     while below := [child for node in levels[-1] for child in node.children if child.children]:
@@ -284,8 +324,10 @@ def _worth_sharing(root: _Node, max_tokens: int, costs: Costs) -> _Node:
             saved = len(node) * (len(node.children) - 1) - costs.read * (len(node) * node.below + node.start)
             node.dissolved = saved <= 0 or level > MAX_LEVELS
         shared = [node for node in levels[level] if not node.dissolved]
-        batches = micro_batches([len(node) for node in shared], max_tokens, costs.launch)
-        spent = sum(costs.launch + len(batch) * len(shared[batch[0]]) for batch in batches)
+        lengths = [len(node) for node in shared]
+        batches = packs_in_order(lengths, max_tokens) if packs else micro_batches(lengths, max_tokens, costs.launch)
+        padded = sum(lengths) if packs else sum(len(batch) * lengths[batch[0]] for batch in batches)
+        spent = costs.launch * len(batches) + padded
         if any(not child.children for node in levels[level - 1] for child in node.children):
             spent += costs.launch  # rows that end deeper run separately from those that end at this level
         spent += sum(costs.read * (len(node) * node.below + node.start) for node in shared)

@@ -1,4 +1,7 @@
-"""Caches the keys and values that a decoder has computed for prefixes of rows."""
+"""Caches the keys and values that a decoder has computed for prefixes of rows, and copies them for padded rows that continue them.
+
+Any decoder with a standard cache can run this way. `rm_plugins.engine.segment_pack` is faster where it is possible.
+"""
 
 from __future__ import annotations
 

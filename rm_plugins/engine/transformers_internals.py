@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 _ONE_PROCESS_READS = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
-__all__ = ["attention_as", "is_stateful", "loads_whole", "takes_attention"]
+_PLAIN_ATTENTION = frozenset({"eager", "sdpa"})
+"""Attention implementations with the same results as torch's ``scaled_dot_product_attention``."""
+
+__all__ = ["attends_plainly", "attention_as", "is_stateful", "loads_whole", "takes_attention"]
 
 
 @contextmanager
@@ -102,6 +105,11 @@ def _read_everywhere() -> Iterator[None]:
 def takes_attention(model: PreTrainedModel) -> bool:
     """Whether all layers of a model look up their attention by the name in the configuration."""
     return bool(getattr(model, "_supports_attention_backend", False))
+
+
+def attends_plainly(model: PreTrainedModel) -> bool:
+    """Whether a model is set to an attention implementation that only differs in speed from torch's own."""
+    return model.config.get_text_config()._attn_implementation in _PLAIN_ATTENTION
 
 
 def is_stateful(model: PreTrainedModel) -> bool:

@@ -41,7 +41,7 @@ from tests.benchmarks.page import ONE_FORWARD, machine, table, with_section
 from tests.benchmarks.scoring import DATA, LONGEST_COMPLETION, PAGE, SHORTEST_COMPLETION, Sizes
 from tests.benchmarks.texts import Texts, spread
 
-CACHED = "scoring: cached prefixes, padded micro-batches"
+CACHED = "scoring: cached prefixes"
 WHOLE = "the same, with every layer computed for all tokens"
 PACKS = "training's forward: packs within the token budget"
 ONE_PACK = "training's forward: one pack of all rows"
@@ -291,8 +291,10 @@ def render(command: str, rounds: int, results: Mapping[str, Mapping[str, Measure
     parts = [
         f"Made by `{command}`: {machine()}",
         "Training runs over packed rows: without padding, and with the prompt of several rows in the same pass, because gradients need "
-        "it there.\nScoring keeps only the keys and values of a prompt and runs the completions in later micro-batches. This section "
-        "measures whether\ntraining's forward, without gradients, could serve scoring as well.",
+        "it there.\nScoring keeps only the keys and values of a prompt and runs the completions in later micro-batches: on a CPU, without "
+        "padding as well.\nThere, a completion attends to its prompt and to its own tokens separately, and the two results are merged by "
+        "their log-sum-exp. So\nall completions of a prompt read its keys together, without copies. Rows without a shared prompt are "
+        "padded. This section measures\nwhether training's forward, without gradients, could serve scoring as well.",
         f"CPU seconds with one thread, medians of {rounds} {'round' if rounds == 1 else 'rounds'} in turn, and the largest growth of the "
         "process's memory in the first run.\nScores agree within 1e-05. Not run on a GPU.",
     ]

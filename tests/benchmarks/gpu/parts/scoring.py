@@ -13,9 +13,7 @@ from transformers import pipeline
 
 import rm_plugins as rm
 from rm_plugins.engine.batch_forward import BatchForward
-from rm_plugins.engine.budget import costs_of
 from rm_plugins.engine.packing import Packing
-from rm_plugins.engine.plan import plan_batches
 from rm_plugins.models.heads import Heads
 from rm_plugins.providers.models.model_in_memory import ModelInMemory
 from rm_plugins.rendering.render import Renderer
@@ -56,7 +54,7 @@ class Scorers:
     def spans(self, ids: Sequence[Sequence[int]], *, shared: bool) -> Spans:
         """The stretches of rows that our engine computes, without padding."""
         engine = self.ours.trained.engine
-        plan = plan_batches(ids, engine.max_tokens, costs_of(self.model), share_prefixes=shared and engine.shares_prefixes)
+        plan = engine._plan(ids, share_prefixes=shared and engine.shares_prefixes)
         return [(segment.start, segment.stop) for batch in plan.batches for segment in batch.segments]
 
     def pipeline(self, texts: Sequence[str]) -> FloatArray:
