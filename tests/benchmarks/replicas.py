@@ -143,7 +143,7 @@ def compare_with_ray(rounds: int, requests: int) -> list[tuple[str, ...]]:
             found.append(asyncio.run(closed_loop(urls[name], bodies, clients)))
             if found[-1].statuses != {200: requests} or set(found[-1].values.values()) != {1.0}:
                 raise SystemExit(f"{name} answered {found[-1].statuses}.")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for clients in CLIENTS:
         ours = [requests / load.seconds for load in loads[clients, OURS]]
         for name in urls:
