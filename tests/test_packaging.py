@@ -201,7 +201,7 @@ def test_the_commands_of_the_image_install_the_program_in_a_plain_environment(wh
     )
     environment = tmp_path / "rm-plugins"
     (added,) = [rest for rest in instruction("ENV") if "PIP" in rest]
-    variables = {
+    variables: dict[str, Any] = {
         **dict(pair.split("=", 1) for pair in [*instruction("ARG"), *added.split()] if "=" in pair),
         "PATH": f"{environment / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PIP_NO_DEPS": "1",
