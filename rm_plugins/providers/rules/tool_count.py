@@ -23,7 +23,7 @@ class ToolCount(RowProvider):
         tool: The name of the tool whose calls are counted; those of all tools if unset.
 
     Raises:
-        SpecError: There is no bound, `low` is above `high`, or a number is negative.
+        SpecError: There is no bound, `low` is above `high`, a number is negative, or the name of the tool is empty.
     """
 
     name: ClassVar[str] = "tool-count"
@@ -32,6 +32,8 @@ class ToolCount(RowProvider):
         for key, number in {"low": low, "high": high, "soft": soft}.items():
             if number is not None and number < 0:
                 raise SpecError(f"a number of calls must not be negative; got {number}.", key=key)
+        if tool is not None and not tool.strip():
+            raise SpecError(f"the name of a tool must not be empty; got {tool!r}.", key="tool")
         if low is None and high is None:
             raise SpecError("tool-count needs `low`, `high`, or both.")
         if low is not None and high is not None and low > high:
