@@ -138,7 +138,7 @@ class RewardScoring:
             self.seen.update(scores.columns)
             return
         log_metric, log_extra = batch.call.log_metric or _ignore, batch.call.log_extra or _ignore
-        details = _shared_details(scores)
+        details = _shared_details(scores, self.name)
         self.seen.update(details)
         means = {detail_metric(detail, self._metrics_of_trainer): mean_of(values) for detail, values in details.items()}
         others = {metric: float(scores.metadata.get(metric, math.nan)) for metric in self.provider.metrics}
@@ -187,9 +187,9 @@ def mean_of(values: FloatArray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 
-def _shared_details(scores: rm.Scores) -> Mapping[str, FloatArray]:
+def _shared_details(scores: rm.Scores, name: str) -> Mapping[str, FloatArray]:
     """The details of a batch, with NaN for those that only other processes have: TRL would wait forever for what not all log."""
-    gathered = all_gathered(list(scores.columns), "the names of a reward's details")
+    gathered = all_gathered(list(scores.columns), f"the details of {name}")  # not those of another reward, if one has failed
     if len(gathered) == 1:
         return scores.columns
     missing = np.full(len(scores), np.nan)

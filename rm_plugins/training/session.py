@@ -56,9 +56,6 @@ class RewardInTraining:
     Args:
         provider: The reward.
         name: What the trainer calls it.
-
-    Attributes:
-        shown_as: The names of its metrics in the trainer: its own, or those of its reward columns.
     """
 
     _in_training: ClassVar[weakref.WeakSet[RewardInTraining]] = weakref.WeakSet()
@@ -68,6 +65,7 @@ class RewardInTraining:
         self.provider = provider
         self.key = f"{_PREFIX}{name}"
         self.shown_as: Collection[str] = (name,)
+        """The names of its metrics in the trainer: its own, or those of its reward columns."""
         self._kept: MutableMapping[str, Any] | None = None
 
     def score(self, samples: Sequence[Sample], training: Training | None) -> Scores:

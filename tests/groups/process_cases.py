@@ -12,6 +12,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import distributed
 
 import rm_plugins as rm
@@ -131,6 +132,22 @@ def what_cannot_be_sent_is_an_error_in_all() -> None:
     assert len(scorer.score(own, None)) == len(own)
 
 
+def keys_are_equal_in_all_processes() -> None:
+    """Though one process has integers and the others floats, as where a value is missing, and each has decoded an image for itself."""
+    rank, last = distributed.get_rank(), distributed.get_world_size() - 1
+    ids: list[Any] = [7] if rank == 0 else [7.0, float("nan")]
+    reward = rm.load(by_length, transform={"name": "rank-in-group", "group": "id"}, on_error="abstain")
+    mine = [rm.Sample(f"own {rank}", "x" * rank, {"id": identifier}) for identifier in ids]
+    scores = RewardInTraining(reward, "mine").score(mine, None)
+    assert scores.values[0] == rank / last
+    assert scores.failed.tolist() == [False, True][: len(ids)]
+    prompt = [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (2, 2))}]}]
+    scores = RewardInTraining(rm.load(by_length, transform="rank-in-group"), "mine").score(
+        [rm.Sample(prompt, "x" * rank)], None
+    )
+    assert scores.values.tolist() == [rank / last]
+
+
 def engines_whose_processes_are_in_step_are_too() -> None:
     rank = distributed.get_rank()
     reward = EngineReward(
@@ -154,6 +171,7 @@ CASES: dict[str, Callable[[], None]] = {
     "a failure": a_failure_reaches_all,
     "environments": what_belongs_to_rows_is_refused,
     "in step": engines_whose_processes_are_in_step_are_too,
+    "keys": keys_are_equal_in_all_processes,
     "metrics": metrics_are_logged_in_all_processes,
     "a column that cannot be sent": what_cannot_be_sent_is_an_error_in_all,
 }

@@ -254,6 +254,7 @@ class TestArguments:
         ({"provider": "tool-count"}, r"tool-count needs `low`, `high`, or both"),
         ({"provider": "tool-count", "low": 3, "high": 2}, r"\.low: must not be above high, which is 2; got 3"),
         ({"provider": "tool-count", "low": -1}, r"\.low: a number of calls must not be negative; got -1"),
+        ({"provider": "tool-count", "low": 1, "tool": " "}, r"\.tool: the name of a tool must not be empty; got ' '"),
         ({"provider": "tool-success", "failures": [""]}, r"\.failures\[0\]: an empty beginning"),
     ],
     ids=str,

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from rm_plugins.errors import SpecError
 from rm_plugins.providers.rules.tool_calls import tool_calls_of
 from rm_plugins.providers.rules.window import Window
 from rm_plugins.row_provider import RowProvider
@@ -25,12 +26,14 @@ class ToolCount(RowProvider):
         tool: The name of the tool whose calls are counted; those of all tools if unset.
 
     Raises:
-        SpecError: There is no bound, `low` is above `high`, or a number is negative.
+        SpecError: There is no bound, `low` is above `high`, a number is negative, or the name of the tool is empty.
     """
 
     name: ClassVar[str] = "tool-count"
 
     def __init__(self, *, low: int | None = None, high: int | None = None, soft: int = 0, tool: str | None = None) -> None:
+        if tool is not None and not tool.strip():
+            raise SpecError(f"the name of a tool must not be empty; got {tool!r}.", key="tool")
         self._window = Window(self.name, "calls", low=low, high=high, soft=soft)
         self.low = low
         self.high = high
