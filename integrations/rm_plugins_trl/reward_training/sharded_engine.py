@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rm_plugins.engine.engine import Work
+from rm_plugins.engine.work import Work
 from rm_plugins.processes import all_gathered
 
 if TYPE_CHECKING:
