@@ -18,7 +18,7 @@ from rm_plugins.replies.verdict import contradiction
 _CONTINUES = re.compile(r"\w|[.,]\d")
 """Text after a label that makes it another word or number, as in "None" (No) or "1.5" (1)."""
 
-_SPACES = {"\u2581": " ", "\u0120": " ", "\u010a": "\n"}
+_SPACES = str.maketrans({"\u2581": " ", "\u0120": " ", "\u010a": "\n"})
 """The characters that vocabularies use for space and newline."""
 
 _INSTEAD = (
@@ -168,7 +168,7 @@ def with_spaces(token: str) -> str:
     >>> with_spaces("\u0120Yes")
     ' Yes'
     """
-    return token.translate(str.maketrans(_SPACES))
+    return token.translate(_SPACES)
 
 
 def _is_token(entry: object) -> bool:
