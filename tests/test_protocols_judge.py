@@ -212,7 +212,7 @@ def test_reasoning_that_the_server_took_out_of_the_content_is_passed_over() -> N
     ],
 )
 def test_the_answer_is_the_content_and_not_what_else_has_logprobs(tokens: Any, content: str, value: float | None) -> None:
-    assert graded(choice(*tokens, content=content)).values == [pytest.approx(value)]
+    assert graded(choice(*tokens, content=content)).values[0] == pytest.approx(value)
 
 
 def test_a_second_verdict_in_the_answer_is_no_grade() -> None:

@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Mapping
 from hashlib import blake2b
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from rm_plugins.canonical_json import canonical_json
 from rm_plugins.errors import SpecError
 from rm_plugins.files import write_shared
 from rm_plugins.judges.judge import Question, Reply
+from rm_plugins.replies import is_probability
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class ReplyCache:
     def put(self, question: Question, reply: Reply) -> None:
         """Keep a reply; one with an error, or with wrong probabilities, is not kept, because it may be another one the next time."""
         probabilities = reply.label_probabilities
-        if reply.error or (probabilities is not None and not all(map(_is_probability, probabilities.values()))):
+        if reply.error or (probabilities is not None and not all(map(is_probability, probabilities.values()))):
             return
         path = self._path(question)
         kept = None if probabilities is None else {label: float(value) for label, value in probabilities.items()}
@@ -86,11 +86,7 @@ def _reply(content: Any) -> Reply | None:
         case {"text": str(text), "label_probabilities": None}:
             return Reply(text, cached=True)
         case {"text": str(text), "label_probabilities": Mapping() as probabilities} if all(
-            map(_is_probability, probabilities.values())
+            map(is_probability, probabilities.values())
         ):
             return Reply(text, dict(probabilities), cached=True)
     return None
-
-
-def _is_probability(value: object) -> bool:
-    return isinstance(value, Real) and 0 <= value <= 1

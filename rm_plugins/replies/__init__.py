@@ -7,7 +7,7 @@ from rm_plugins.replies.chat_choice import ChatText, chat_text, is_cut_off, only
 from rm_plugins.replies.grade import Grade
 from rm_plugins.replies.json_answer import JsonAnswer, json_in
 from rm_plugins.replies.label_scale import LabelScale
-from rm_plugins.replies.labels import LabelMasses, Labels, first_word, with_spaces
+from rm_plugins.replies.labels import LabelMasses, Labels, first_word, is_probability, with_spaces
 from rm_plugins.replies.number_scale import NumberScale
 from rm_plugins.replies.reasoning import (
     after_reasoning,
@@ -35,6 +35,7 @@ __all__ = [
     "first_word",
     "has_open_reasoning",
     "is_cut_off",
+    "is_probability",
     "json_in",
     "only_choice",
     "opens_reasoning_at_end",

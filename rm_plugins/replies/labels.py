@@ -18,7 +18,7 @@ from rm_plugins.replies.verdict import contradiction
 _CONTINUES = re.compile(r"\w|[.,]\d")
 """Text after a label that makes it another word or number, as in "None" (No) or "1.5" (1)."""
 
-_SPACES = {"\u2581": " ", "\u0120": " ", "\u010a": "\n"}
+_SPACES = str.maketrans({"\u2581": " ", "\u0120": " ", "\u010a": "\n"})
 """The characters that vocabularies use for space and newline."""
 
 _INSTEAD = (
@@ -143,9 +143,8 @@ class Labels:
         >>> Labels(["Yes", "No"]).checked({"Yes": 1.5, "No": -0.5}).error
         "the judge's label probabilities are {'Yes': 1.5, 'No': -0.5}; one of 0 to 1 for each of 'Yes', 'No' was expected, 1 in all"
         """
-        given = [masses.get(name) for name in self.names]
-        are_numbers = all(isinstance(mass, Real) and 0 <= mass <= 1 for mass in given)
-        if not are_numbers or sum(given) > 1.001:  # type: ignore[arg-type]  # numbers
+        known = [masses[name] for name in self.names if is_probability(masses.get(name))]
+        if len(known) < len(self.names) or math.fsum(known) > 1.001:
             names = ", ".join(map(repr, self.names))
             return LabelMasses(
                 error=f"the judge's label probabilities are {dict(masses)!r:.200}; one of 0 to 1 for each of {names} was expected, 1 in all"
@@ -154,13 +153,22 @@ class Labels:
         return LabelMasses(error=wrong) if wrong else LabelMasses(masses, text[:80])
 
 
+def is_probability(value: object) -> bool:
+    """Whether a value is a number from 0 to 1.
+
+    >>> [value for value in (0, 0.5, 1.5, -0.1, float("nan"), "1", None) if is_probability(value)]
+    [0, 0.5]
+    """
+    return isinstance(value, Real) and value <= 1 and not value < 0
+
+
 def with_spaces(token: str) -> str:
     """A token with spaces and newlines where its vocabulary writes other characters for them, as some servers show it.
 
     >>> with_spaces("\u0120Yes")
     ' Yes'
     """
-    return token.translate(str.maketrans(_SPACES))
+    return token.translate(_SPACES)
 
 
 def _is_token(entry: object) -> bool:
