@@ -20,9 +20,8 @@ class OneThread:
     """
 
     def __init__(self) -> None:
-        self._locks: dict[
-            int, threading.RLock
-        ] = {}  # by process: the thread that holds one at a fork does not exist in the child
+        # By process: the thread that holds one at a fork does not exist in the child.
+        self._locks: dict[int, threading.RLock] = {}
 
     def __enter__(self) -> None:
         self._locks.setdefault(os.getpid(), threading.RLock()).acquire()  # atomic, so that all threads get the same lock
