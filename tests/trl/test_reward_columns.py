@@ -385,7 +385,7 @@ class TestNames:
             ("sum", ["repetition", "0"], r"a part is named twice: 'repetition', '0'"),
             ("judge", {"length"}, r"the order of a set differs between processes"),
             ("judge", [0], r"the name of a part must be text, such as '0'; got 0"),
-            ("judge", iter(["length", "length"]), r"a part is named twice: 'length', 'length'"),
+            pytest.param("judge", iter(["length"] * 2), r"a part is named twice: 'length', 'length'", id="an iterator"),
             ("sum", ["repetition/x"], r"the reward 'repetition' \(members\[0\]\) has no part 'x'"),
             ("rule", None, r"the scores of 'repetition' have no parts. Use reward_func\(SPEC\)"),
             ("rule", ["x"], r"the reward 'repetition' has no part 'x'"),
