@@ -46,7 +46,7 @@ def reward_funcs(
         SpecError: The spec is wrong, the reward has no such part, or all parts are asked for where only a batch shows them.
     """
     shared = SharedScoring.of(spec, name=name, awaitable=awaitable)
-    shared.paths = chosen_columns(shared.scoring.provider, columns)
+    shared.choose(columns)
     return [RewardColumn(shared, column) for column in shared.paths]
 
 
@@ -115,8 +115,17 @@ class SharedScoring:
         Raises:
             SpecError: The reward has no such part, or another column has it.
         """
-        self.paths = chosen_columns(self.scoring.provider, [*self.paths, name])
+        self.choose([*self.paths, name])
         return RewardColumn(self, name)
+
+    def choose(self, columns: Sequence[str] | None) -> None:
+        """Make these the columns; None for all that the reward has.
+
+        Raises:
+            SpecError: As `reward_funcs`.
+        """
+        self.paths = chosen_columns(self.scoring.provider, columns)
+        self.scoring.split(list(self.paths))
 
     def now(self, call: TrainerCall, column: str) -> Scored:
         """The samples and the scores of a column's part, scored in this thread unless another column has done so."""

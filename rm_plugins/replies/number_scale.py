@@ -17,7 +17,7 @@ _SCORE_LINE = re.compile(
 )
 """A line that consists of a score, perhaps in bold markdown."""
 
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?", re.IGNORECASE)
 """A decimal number. Python's `float` also takes "nan", "infinity" and "1_0"."""
 
 

@@ -308,7 +308,7 @@ class TestWritten:
             ("{rename: [", "is not readable YAML"),
             ("{renam: {a: b}}", "has 'renam'. Did you mean 'rename'?"),
             ("{preset: nix}", "names the preset 'nix'"),
-            ("none.yaml", "cannot be read"),
+            ("none.yaml", "There is no file 'none.yaml'"),
             ("{rename: {a: prompt, b: prompt}}", "makes 'prompt' of two columns"),
             ("{answers: [a, b], winner: x, verdicts: {1: c}}", "`verdicts` is 'c'"),
             ("{items: x}", "needs `item`, which names the columns of an item"),
