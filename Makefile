@@ -34,7 +34,7 @@ SOURCES := pyproject.toml constraints.txt
 ifndef TOGETHER
 .NOTPARALLEL:
 endif
-.PHONY: help demo test prepared test-ray test-again test-oldest test-trl-own test-peers lint kills kills-ray docs docs-links docs-notebooks docs-site bench bench-comparisons bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-ray bench-serving bench-sharded bench-training bench-replicas clean gpu-wheels bench-plan
+.PHONY: help demo test prepared test-oldest test-trl-own test-peers lint kills kills-ray docs docs-links docs-notebooks docs-site bench bench-comparisons bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-ray bench-serving bench-sharded bench-training bench-replicas clean gpu-wheels bench-plan
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -45,18 +45,13 @@ demo: $(VENV)/demo.stamp  ## Train a small reward model from nothing, use it eve
 test: prepared  ## Lint, run every test, then some again: with torchao, with Ray, and the trainers with an older TRL.
 	@echo "== Every test, with the TRL of constraints.txt =="
 	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && export RM_PLUGINS_TEST_MODELS="$$models" && \
-	  $(PYTEST) && $(MAKE) --no-print-directory --jobs 2 --output-sync=target TOGETHER=yes test-ray test-again
-
-# It runs in one process and has to be in time: what runs beside it has a lower priority.
-test-ray:
-	@echo "== The tests of rm_plugins_ray, with Ray $(RAY) =="
-	@PYTHONPATH=$(CURDIR)/$(RAY_WORLD) $(BIN)/python -m pytest tests/ray
-
-test-again:
-	@echo "== The tests of quantized rewards again, with torchao $(TORCHAO) =="
-	@PYTHONPATH=$(CURDIR)/$(QUANTIZED_WORLD) nice -n 19 $(PYTEST) tests/quantized
-	@echo "== The trainers' tests again, with TRL $(OLDER_TRL) =="
-	@PYTHONPATH=$(CURDIR)/$(OLDER_WORLD) nice -n 19 $(PYTEST) tests/trl
+	  $(PYTEST) && \
+	  echo "== The tests of quantized rewards again, with torchao $(TORCHAO) ==" && \
+	  PYTHONPATH=$(CURDIR)/$(QUANTIZED_WORLD) $(PYTEST) tests/quantized && \
+	  echo "== The tests of rm_plugins_ray, with Ray $(RAY) ==" && \
+	  PYTHONPATH=$(CURDIR)/$(RAY_WORLD) $(BIN)/python -m pytest tests/ray && \
+	  echo "== The trainers' tests again, with TRL $(OLDER_TRL) ==" && \
+	  PYTHONPATH=$(CURDIR)/$(OLDER_WORLD) $(PYTEST) tests/trl
 
 # One core installs what the other waits for; each target prints what it has to say when it has ended.
 prepared:

@@ -71,7 +71,11 @@ def running(command: str, folder: Path, address: str) -> Iterator[None]:
             raise
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(120)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:  # on a busy machine, `serve run` can wait forever for the controller that it killed
+                process.kill()
+                process.wait()
 
 
 def until_it_answers(url: str, seconds: float = 90) -> None:
