@@ -73,7 +73,9 @@ def running(command: str, folder: Path, address: str) -> Iterator[None]:
             process.send_signal(signal.SIGINT)
             try:
                 process.wait(30)
-            except subprocess.TimeoutExpired:  # on a busy machine, `serve run` can wait forever for the controller that it killed
+            except (
+                subprocess.TimeoutExpired
+            ):  # on a busy machine, `serve run` can wait forever for the controller that it killed
                 process.kill()
                 process.wait()
 
