@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -32,7 +32,7 @@ from rm_plugins.engine.prefix_cache import CachedPrefixes, PrefixCache, has_stan
 from rm_plugins.engine.readout import LastToken, Readout
 from rm_plugins.engine.rotary import changing_frequencies
 from rm_plugins.engine.segment_pack import PackedPrefixes, SegmentPack, runs_packed
-from rm_plugins.engine.tensors import on_device, padded
+from rm_plugins.engine.tensors import on_device, padded, rows_of
 from rm_plugins.engine.tolerance import scores_differ
 from rm_plugins.engine.transformers_internals import attention_as
 from rm_plugins.engine.work import Work
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BoolArray: TypeAlias = NDArray[np.bool_]
 IndexArray: TypeAlias = NDArray[np.intp]
 
 
@@ -170,7 +169,7 @@ class ScoringEngine:
         try:
             logits.extend(self._run(plan.stages, subset, None, work))
             if unknown and (chosen := compared_rows(plan, subset, unknown, self.max_tokens)):
-                problem = self._difference(chosen, subset, _scattered(logits, len(subset), self._width)[0])
+                problem = self._difference(chosen, subset, rows_of(logits, len(subset), self._width)[0])
                 self._checked.update(unknown)
         except torch.OutOfMemoryError as error:
             self._halve_budget(error)
@@ -184,7 +183,7 @@ class ScoringEngine:
             else:
                 self._stop_sharing(problem)
             return pending
-        computed, done = _scattered(logits, len(subset), self._width)
+        computed, done = rows_of(logits, len(subset), self._width)
         finished = done[plan.computed_as]
         outputs[pending[finished]] = computed[plan.computed_as][finished]
         work.duplicates += int((finished & (np.asarray(plan.computed_as) != np.arange(len(subset)))).sum())
@@ -347,7 +346,7 @@ class ScoringEngine:
         """How the outputs of rows with shared prefixes differ from those of the chosen rows run whole; None if they agree."""
         subset = [rows[row] for row in chosen]
         stages = self._plan(subset, share_prefixes=False).stages
-        whole, _ = _scattered(self._run(stages, subset, None, Work()), len(subset), self._width)
+        whole, _ = rows_of(self._run(stages, subset, None, Work()), len(subset), self._width)
         return self._scores_differ(outputs[chosen], whole)
 
     def _scores_differ(self, scores: FloatArray, expected: FloatArray) -> str | None:
@@ -395,11 +394,3 @@ class ScoringEngine:
 
 def _as_it_is() -> None:
     """The only variant of a model without variants."""
-
-
-def _scattered(batches: Iterable[tuple[list[int], torch.Tensor]], size: int, width: int) -> tuple[FloatArray, BoolArray]:
-    """Outputs by row, float64 [size, width], and which rows have outputs."""
-    outputs, done = np.full((size, width), np.nan), np.zeros(size, dtype=np.bool_)
-    for numbers, logits in batches:
-        outputs[numbers], done[numbers] = logits.double().cpu().numpy(), True
-    return outputs, done

@@ -1,8 +1,8 @@
-"""Token ids as tensors on the model's device."""
+"""Token ids as tensors on the model's device, and its outputs as arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from rm_plugins.rendering.token_types import TYPE_STEP
+from rm_plugins.scores import FloatArray
 
 
 def padded(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -42,3 +43,17 @@ def on_device(values: NDArray[np.int64] | Sequence[Any], device: torch.device | 
     tensor = torch.from_numpy(np.asarray(values, dtype=np.int64))
     pinned = torch.device(device).type == "cuda"
     return tensor.pin_memory().to(device, non_blocking=True) if pinned else tensor.to(device)
+
+
+def rows_of(batches: Iterable[tuple[list[int], torch.Tensor]], size: int, width: int) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Outputs by row, float64 [size, width], NaN where there are none, and which rows have outputs, bool [size].
+
+    Args:
+        batches: The numbers of the rows of each micro-batch, with their outputs [n, width].
+        size: The number of rows.
+        width: The number of outputs of a row.
+    """
+    outputs, done = np.full((size, width), np.nan), np.zeros(size, dtype=np.bool_)
+    for numbers, logits in batches:
+        outputs[numbers], done[numbers] = logits.double().cpu().numpy(), True
+    return outputs, done
