@@ -119,7 +119,7 @@ class SharedScoring:
         return RewardColumn(self, name)
 
     def choose(self, columns: Sequence[str] | None) -> None:
-        """Make these the columns; None for all that the reward has.
+        """Make these the columns; None means all parts of the reward.
 
         Raises:
             SpecError: As `reward_funcs`.
