@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ def running(command: str, folder: Path, address: str) -> Iterator[None]:
     program = [sys.executable, "-c", "from ray.serve.scripts import cli; cli()", *shlex.split(command)[1:]]
     environment = {**os.environ, "RAY_ADDRESS": address}
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(program, cwd=folder, env=environment, stdout=log, stderr=log)
+        # A shell that runs the tests in the background has them, and so their children, ignore Ctrl-C.
+        heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(program, cwd=folder, env=environment, stdout=log, stderr=log, preexec_fn=heeding)
         try:
             yield
         except BaseException:
@@ -71,13 +74,7 @@ def running(command: str, folder: Path, address: str) -> Iterator[None]:
             raise
         finally:
             process.send_signal(signal.SIGINT)
-            try:
-                process.wait(30)
-            except (
-                subprocess.TimeoutExpired
-            ):  # on a busy machine, `serve run` can wait forever for the controller that it killed
-                process.kill()
-                process.wait()
+            process.wait(120)
 
 
 def until_it_answers(url: str, seconds: float = 90) -> None:
