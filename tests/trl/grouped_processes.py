@@ -18,6 +18,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 import rm_plugins as rm
 from rm_plugins.errors import UnsupportedError
 from rm_plugins_trl import RewardFunction
+from tests.trl.conftest import settings
 
 RANKED = {"name": "rank-in-group", "group": "question"}
 COMPARED = {
@@ -68,21 +69,16 @@ def trained(kind: str, policy: str, folder: Path, reward: Kept) -> Any:
         model=policy,
         reward_funcs=[reward],
         args=config(
-            output_dir=str(folder / kind),
-            max_steps=2,
-            per_device_train_batch_size=3,
-            per_device_eval_batch_size=3,
-            gradient_accumulation_steps=2,
-            num_generations=4,
-            num_generations_eval=2,
-            max_completion_length=6,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
+            **settings(
+                folder / kind,
+                per_device_train_batch_size=3,
+                per_device_eval_batch_size=3,
+                gradient_accumulation_steps=2,
+                num_generations=4,
+                num_generations_eval=2,
+                max_completion_length=6,
+                use_cpu=True,
+            )
         ),
         train_dataset=Dataset.from_list(ROWS),
         eval_dataset=Dataset.from_list(ROWS[:3]),

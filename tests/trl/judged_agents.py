@@ -12,7 +12,7 @@ from typing import Any
 import trl
 from datasets import Dataset
 from transformers import AutoTokenizer, Qwen2ForSequenceClassification, set_seed
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 import rm_plugins as rm
 from rm_plugins.wire import values_to_json
@@ -24,7 +24,7 @@ from tests.fake_servers.judge import Choice, choice
 from tests.fake_servers.native import native
 from tests.servers import serving
 from tests.trained_judges.world import make_judge
-from tests.trl.conftest import made_policy, tiny_config
+from tests.trl.conftest import grpo_config, made_policy, tiny_config
 
 BATCHES, PROMPTS, GENERATIONS = 2, 4, 4
 """A batch has both orders of two pairs. The orders of a pair are two prompts apart: of two processes, each has one of them."""
@@ -165,8 +165,8 @@ def trained(folder: Path, urls: tuple[str, str], processes: int) -> dict[str, An
     trainer = Trainer(
         model=str(folder / "agent"),
         reward_funcs=list(rewards),
-        args=GRPOConfig(
-            output_dir=str(folder / "agents"),
+        args=grpo_config(
+            folder / "agents",
             max_steps=BATCHES,
             per_device_train_batch_size=PROMPTS * GENERATIONS // 2 // processes,
             gradient_accumulation_steps=2,
@@ -176,13 +176,7 @@ def trained(folder: Path, urls: tuple[str, str], processes: int) -> dict[str, An
             reward_weights=[1.0, 0.5, 1.0, 0.7, 0.3, 2.0, 1.0, 0.5, 1.0],
             learning_rate=1e-3,
             shuffle_dataset=False,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
             use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
         ),
         train_dataset=Dataset.from_list(ROWS),
         environment_factory=Wall,
