@@ -123,6 +123,8 @@ class Batcher(Generic[Work, Result]):
         max_items: The most samples that wait.
         max_size: The largest total size that waits.
         threads: The number of batches that run concurrently.
+        shares: The number of processes that run batches. None takes more than its share of the accepted work at a time, so that all of
+            them are busy.
         merges: Whether a batch may have several requests.
         on_batch: Called with every finished batch.
     """
@@ -135,6 +137,7 @@ class Batcher(Generic[Work, Result]):
         max_items: int,
         max_size: int,
         threads: int = 1,
+        shares: int = 1,
         merges: bool = True,
         on_batch: Callable[[Batch], None] = lambda batch: None,
     ) -> None:
@@ -145,6 +148,7 @@ class Batcher(Generic[Work, Result]):
         self.queue: FairQueue[_Job[Work, Result]] = FairQueue(budget // _TURNS_A_BATCH)
         self.is_stopping = False
         self._accepted: set[_Job[Work, Result]] = set()
+        self._accepted_size = 0
         self._running: set[asyncio.Task[None]] = set()
         self._calls: set[asyncio.Future[Any]] = set()
         self._changed = asyncio.Event()
@@ -155,12 +159,13 @@ class Batcher(Generic[Work, Result]):
         self._dispatcher: asyncio.Task[None] | None = None
         self._pool: ThreadPoolExecutor | None = None
         self.threads = 0
-        self.shape(budget=budget, threads=threads, merges=merges)
+        self.shape(budget=budget, threads=threads, shares=shares, merges=merges)
 
-    def shape(self, *, budget: int, threads: int, merges: bool) -> None:
+    def shape(self, *, budget: int, threads: int, merges: bool, shares: int = 1) -> None:
         """Change how batches are formed, from the next one on; see the constructor's arguments."""
         self.budget = budget
         self.merges = merges
+        self.shares = shares
         self.queue.quantum = max(1, budget // _TURNS_A_BATCH)
         if threads != self.threads:
             if self._pool is not None:
@@ -195,6 +200,7 @@ class Batcher(Generic[Work, Result]):
         job = _Job(work, client, items, max(1, size), asyncio.get_running_loop().create_future(), time.monotonic())
         self.queue.put(job)
         self._accepted.add(job)
+        self._accepted_size += job.size
         self._arrived += 1
         self._changed.set()
         try:
@@ -204,6 +210,7 @@ class Batcher(Generic[Work, Result]):
             raise
         finally:
             self._accepted.discard(job)
+            self._accepted_size -= job.size
 
     def _is_too_much(self, client: str, items: int, size: int) -> bool:
         """Whether to refuse a client's request: the queue is full, and the client has used up its share of it."""
@@ -225,8 +232,7 @@ class Batcher(Generic[Work, Result]):
 
     @property
     def _drain_seconds(self) -> float:
-        accepted = sum(job.size for job in self._accepted)
-        return accepted / self._speed.rate / self.threads if self._speed.rate else 2 * _UNMEASURED_SECONDS
+        return self._accepted_size / self._speed.rate / self.threads if self._speed.rate else 2 * _UNMEASURED_SECONDS
 
     def _book(self, size: int) -> int:
         """The time, in whole seconds, after which a refused request should find room: when half of the accepted work is done, and after
@@ -304,7 +310,7 @@ class Batcher(Generic[Work, Result]):
                 self._changed.clear()
                 await self._changed.wait()
             await self._pause()
-            jobs = self.queue.take(self.budget if self.merges else 0)
+            jobs = self.queue.take(min(self.budget, -(-self._accepted_size // self.shares)) if self.merges else 0)
             if jobs:  # they may have been cancelled during the pause
                 self._running.add(asyncio.get_running_loop().create_task(self._run_batch(jobs)))
 

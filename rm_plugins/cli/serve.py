@@ -15,6 +15,7 @@ import click
 
 from rm_plugins.cli.command import Command
 from rm_plugins.errors import MissingDependencyError, SpecError
+from rm_plugins.server.replicas import AUTO
 from rm_plugins.server.settings import Settings
 
 _DEFAULTS = Settings()
@@ -24,12 +25,12 @@ _LIMITS = {
     "--max-characters": ("max_characters", "Characters of a sample."),
     "--max-body-bytes": ("max_body_bytes", "Bytes of a request's body."),
     "--max-body-values": ("max_body_values", "Values in a request's body; a list or an object counts as eight."),
-    "--max-held-bytes": ("max_held_bytes", "Bytes of all bodies in memory; further requests are answered 503."),
+    "--max-held-bytes": ("max_held_bytes", "Bytes of all bodies in memory, per replica; further requests are answered 503."),
     "--max-head-bytes": ("max_head_bytes", "Bytes of a request's line and headers."),
-    "--max-connections": ("max_connections", "Connections to a process."),
-    "--max-client-connections": ("max_client_connections", "Connections to a process from one address."),
-    "--max-queue": ("max_queue_items", "Samples waiting in a process; further requests are answered 429."),
-    "--max-queue-characters": ("max_queue_characters", "Characters waiting in a process."),
+    "--max-connections": ("max_connections", "Connections, per replica."),
+    "--max-client-connections": ("max_client_connections", "Connections from one address, per replica."),
+    "--max-queue": ("max_queue_items", "Waiting samples, per replica; further requests are answered 429."),
+    "--max-queue-characters": ("max_queue_characters", "Waiting characters, per replica."),
 }
 _TIMES = {
     "--head-seconds": ("head_seconds", "For a client to send the head of a request."),
@@ -72,7 +73,11 @@ def _times(command: Callable[..., None]) -> Callable[..., None]:
     help="Load the reward once on each of these devices: all accelerators, or names such as 0,1 or cpu,cpu.",
 )
 @click.option(
-    "--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes, each of which loads the reward."
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Processes that answer requests; each loads the reward.",
 )
 @click.option(
     "--model-name", default="", help="The name of the reward in requests and answers; by default its label, and SPEC."
@@ -136,10 +141,8 @@ def command(
     _check_installed()
     keys = _keys(api_key_env)
     chosen_devices = _devices(devices, workers)
-    workers = len(chosen_devices) or workers
     with ExitStack() as stack:
-        is_supervised = workers > 1 or bool(chosen_devices)
-        if is_supervised:
+        if workers > 1:
             from rm_plugins.devices import shared_threads
 
             # Both are read when what they are for is imported.
@@ -154,7 +157,7 @@ def command(
         request_log.configure_logging(log_format)
         chosen["allowed_hosts"] += security.own_names(host)
         chosen["eos_texts"] = chosen["eos_texts"] or None
-        settings = Settings(api_keys=keys, **chosen)
+        settings = Settings(api_keys=keys, **chosen).for_replicas(len(chosen_devices))
         if not settings.api_keys and not is_loopback(host):
             logging.getLogger(__name__).warning(
                 "Anyone who can reach %s can use this server. Require a key with --api-key-env NAME, or listen on 127.0.0.1.",
@@ -162,7 +165,7 @@ def command(
             )
         shown = f"[{host}]" if ":" in host else host
         serving = process.Serving(spec, settings, f"http://{shown}:{listening.getsockname()[1]}", log_format, chosen_devices)
-        finished = process.supervise(workers, serving, listening) if is_supervised else process.serve(serving, listening)
+        finished = process.supervise(workers, serving, listening) if workers > 1 else process.serve(serving, listening)
     process.end(finished)
 
 
@@ -176,12 +179,12 @@ def _check_installed() -> None:
 
 
 def _devices(text: str | None, workers: int) -> tuple[str, ...]:
-    """The device of each process; none where none was chosen."""
+    """The devices to load the reward on."""
     if text is None:
-        return ()
+        return (AUTO,)
     if workers > 1:
         raise click.UsageError(
-            "--devices starts a process per device, so leave out --workers. For two processes on a device, name it twice: --devices 0,0."
+            "--devices starts a replica per device, so leave out --workers. For two replicas on a device, name it twice: --devices 0,0."
         )
     from rm_plugins.devices import chosen_devices
 

@@ -12,6 +12,10 @@ _SECONDS_TO_WAIT = 5.0
 """The longest wait for the lock, because a process that is killed while it holds the lock never releases it."""
 
 
+class AnotherReward(ModelError):
+    """The other processes of the server serve another reward."""
+
+
 class Agreement:
     """The fingerprint of the reward that several processes serve, set by the first process that loads it.
 
@@ -27,12 +31,12 @@ class Agreement:
         """Agree to serve a reward.
 
         Raises:
-            ModelError: The other processes serve another reward.
+            AnotherReward: The other processes serve another reward.
         """
         with self._locked():
             served = self._served.value.decode()
             if served and served != fingerprint:
-                raise ModelError(
+                raise AnotherReward(
                     f"The reward in the spec has changed: its fingerprint is now {fingerprint[:12]}, but the server's processes serve "
                     f"{served[:12]}. Reload the server (POST /v1/reload, or SIGHUP), or restore the files."
                 )

@@ -20,7 +20,7 @@ from rm_plugins.server.boundary import Boundary, Endpoints, answer_of, problem_o
 from rm_plugins.server.dialects import Dialect, Problem, Scorer
 from rm_plugins.server.dialects.dialect import STATUS, Cause
 from rm_plugins.server.dialects.rewards import Native
-from rm_plugins.server.replicas import ALONE, Replica
+from rm_plugins.server.replicas import Replica
 from rm_plugins.server.request_log import current_fields
 from rm_plugins.server.security import ClientKeys, Visitors
 from rm_plugins.server.served_reward import HostedReward, ServedReward
@@ -49,7 +49,7 @@ def create_app(
     *,
     reload_all: Callable[[], None] | None = None,
     registry: Registry | None = None,
-    replicas: Callable[[], Sequence[Replica]] = lambda: ALONE,
+    replicas: Callable[[], Sequence[Replica]] | None = None,
 ) -> FastAPI:
     """The application that serves a reward.
 
@@ -58,7 +58,7 @@ def create_app(
         settings: The settings of the server.
         reload_all: Makes all processes of the server reload the reward, if there are several.
         registry: The registry with the dialects; by default that of the installed plug-ins.
-        replicas: Returns the state of all processes of the server.
+        replicas: Returns the state of all processes that have the reward; by default those of `reward`.
 
     Raises:
         PluginError: A dialect cannot be served.
@@ -83,7 +83,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
-    app.state.replicas = replicas
+    app.state.replicas = replicas or (lambda: service.reward.replicas)
     described = list(app.routes)  # the OpenAPI document
     dialects = [_made(registered, service) for registered in (registry or default_registry()).all("dialect").values()]
     opened = [probes.router, page.router]

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from rm_plugins.batching.batcher import Batch
-from rm_plugins.server.replicas import ALONE, Replica
+from rm_plugins.server.replicas import Replica
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -89,11 +89,11 @@ class Metrics:
         """Record whether this is the current reward."""
         self._model.labels(model, fingerprint).set(1 if now else 0)
 
-    def text(self, replicas: Sequence[Replica] = ALONE) -> bytes:
+    def text(self, replicas: Sequence[Replica]) -> bytes:
         """All metrics in the format of Prometheus, combined over all processes of the server.
 
         Args:
-            replicas: The state of all processes, which the one that answers knows of the others.
+            replicas: The state of all processes that have the reward.
         """
         self._note_queue()
         of_replicas = CollectorRegistry()
@@ -113,7 +113,7 @@ class Metrics:
 
 
 class _ReplicaMetrics:
-    """Metrics of each replica, from what all of them share; those of a process that ended would be gone."""
+    """Metrics of each replica; a process that ended could not tell its own."""
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self._replicas = replicas

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from types import FrameType
@@ -20,15 +20,16 @@ from typing import Any, Literal
 import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
 
-from rm_plugins.devices import environment, environment_of
-from rm_plugins.errors import ModelError, RmPluginsError
-from rm_plugins.server.agreement import Agreement
+from rm_plugins.errors import RmPluginsError
+from rm_plugins.server.agreement import Agreement, AnotherReward
 from rm_plugins.server.app import create_app
 from rm_plugins.server.connections import Connections
 from rm_plugins.server.dialects.dialect import Problem
-from rm_plugins.server.replicas import ALONE, AUTO, Replica, Replicas, State
+from rm_plugins.server.replicas import AUTO, State, Workers
 from rm_plugins.server.request_log import configure_logging
-from rm_plugins.server.reward_process import Hosting, RewardProcess, end_all, pauses
+from rm_plugins.server.reward_process import Hosting, end_all, pauses
+from rm_plugins.server.reward_replicas import RewardReplicas, check_shared
+from rm_plugins.server.served_reward import HostedReward
 from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
 
@@ -54,25 +55,55 @@ class Serving:
         settings: The settings of the server.
         url: The URL for log messages.
         log_format: The format of log lines.
-        devices: The device of each process; none where they were not chosen.
+        devices: The devices on which the reward is loaded, once on each; ``auto`` leaves the choice to the reward.
     """
 
     spec: str
     settings: Settings
     url: str
     log_format: Literal["json", "text"] = "text"
-    devices: tuple[str, ...] = ()
+    devices: tuple[str, ...] = (AUTO,)
 
 
-def serve(
-    serving: Serving,
-    listening: socket.socket,
-    *,
-    supervised: bool = False,
-    becomes: Callable[[State], None] = lambda state: None,
-    replicas: Callable[[], Sequence[Replica]] = lambda: ALONE,
-    agreement: Agreement | None = None,
-) -> bool:
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What a server process knows of the others, where `supervise` has started several.
+
+    Args:
+        number: Its number, from 0.
+        workers: The state of all of them.
+        agreement: The reward that all of them serve.
+    """
+
+    number: int
+    workers: Workers
+    agreement: Agreement
+
+    def becomes(self, state: State) -> None:
+        """Note the state of this process."""
+        self.workers.becomes(self.number, state)
+
+    def join(self, reward: HostedReward) -> None:
+        """Agree to serve a reward.
+
+        Raises:
+            AnotherReward: The other processes serve another reward.
+            UnsupportedError: The reward cannot be shared.
+        """
+        check_shared(reward.facts, len(self.workers()))
+        self.agreement.join(reward.fingerprint)
+
+    def starts(self) -> None:
+        """Note that it is started."""
+        self.workers.starts(self.number)
+
+    @property
+    def has_started(self) -> bool:
+        """Whether it has come to serve."""
+        return self.workers.has_started(self.number)
+
+
+def serve(serving: Serving, listening: socket.socket, worker: Worker | None = None) -> bool:
     """Load the reward and serve it until a signal arrives.
 
     On ``SIGTERM`` or ``SIGINT``, accepted requests are finished first. A second signal, or one that arrives while the reward is being
@@ -81,10 +112,7 @@ def serve(
     Args:
         serving: The configuration.
         listening: A bound socket.
-        supervised: Whether `supervise` started this process.
-        becomes: Called with the state of this process when the server accepts requests, and later when it may have changed.
-        replicas: Returns the state of all processes of the server.
-        agreement: The agreement with other processes of the server.
+        worker: This process, where it is one of several.
 
     Returns:
         Whether all accepted requests were answered.
@@ -97,16 +125,11 @@ def serve(
     signal.signal(signal.SIGTERM, _end_while_loading)
     parent = os.getppid()
     settings = serving.settings
-    reward = RewardProcess(serving.spec, Hosting(settings.threads, settings.max_score_seconds, serving.log_format))
-    reload_all = (lambda: os.kill(parent, signal.SIGHUP)) if supervised else None
-    app = create_app(reward, settings, reload_all=reload_all, replicas=replicas)
-    if agreement is not None:
-        try:
-            _join(agreement, reward.fingerprint)
-        except SystemExit:
-            end_all()
-            raise
-        app.state.service.joins = agreement.join
+    reward = _loaded(serving, worker)
+    reload_all = None if worker is None else lambda: os.kill(parent, signal.SIGHUP)
+    app = create_app(reward, settings, reload_all=reload_all, replicas=None if worker is None else worker.workers)
+    if worker is not None:
+        app.state.service.joins = worker.join
     config = uvicorn.Config(
         app,
         http=Connections(settings).protocol,
@@ -118,7 +141,7 @@ def serve(
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
     )
-    server = _Server(config, app.state.service, serving.url, parent if supervised else None, early_reloads, becomes)
+    server = _Server(config, app.state.service, serving.url, None if worker is None else parent, early_reloads, worker)
     try:
         server.run(sockets=[listening])
     finally:
@@ -135,10 +158,20 @@ def _end_while_loading(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _join(agreement: Agreement, fingerprint: str) -> None:
+def _loaded(serving: Serving, worker: Worker | None) -> HostedReward:
+    """The reward, which the other workers serve as well."""
+    settings = serving.settings
     try:
-        agreement.join(fingerprint)
-    except ModelError as error:
+        reward = RewardReplicas(
+            serving.spec, Hosting(settings.threads, settings.max_score_seconds, serving.log_format), serving.devices
+        )
+        if worker is not None:
+            worker.join(reward)
+        return reward
+    except RmPluginsError as error:
+        end_all()  # including processes that are still loading
+        if not isinstance(error, AnotherReward):
+            raise
         logger.error("%s", error)
         raise SystemExit(_IS_ANOTHER) from None
 
@@ -156,7 +189,7 @@ class _Server(uvicorn.Server):
         url: str,
         parent: int | None,
         early_reloads: list[int],
-        becomes: Callable[[State], None],
+        worker: Worker | None,
     ) -> None:
         super().__init__(config)
         self.finished = True
@@ -164,7 +197,7 @@ class _Server(uvicorn.Server):
         self._url = url
         self._parent = parent
         self._early_reloads = early_reloads
-        self._becomes = becomes
+        self._worker = worker
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
@@ -173,7 +206,8 @@ class _Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         self._loop = asyncio.get_running_loop()
         self._loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
-        self._becomes("serving")
+        if self._worker is not None:
+            self._worker.becomes("serving")
         if self._early_reloads:
             self._begin(self._reload)
         logger.info(
@@ -203,7 +237,8 @@ class _Server(uvicorn.Server):
         if self._parent is not None and os.getppid() != self._parent and not self._is_stopping:
             logger.error("The parent process has ended; stopping")
             self.handle_exit(signal.SIGTERM, None)
-        self._becomes("serving" if self._service.reward.is_alive else "restarting")
+        if self._worker is not None:
+            self._worker.becomes("serving" if self._service.reward.is_alive else "restarting")
         return await super().on_tick(counter)
 
     def _begin(self, work: Callable[[], Any]) -> None:
@@ -232,10 +267,8 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
         Whether all processes started, and answered all accepted requests before they ended.
     """
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    replicas = Replicas(context, number, serving.devices)
-    agreement = Agreement(context)
-    variables = [environment_of(device, number) for device in serving.devices] or [{}] * number
-    workers = [_Worker(context, place, (serving, listening, agreement), replicas, variables[place]) for place in range(number)]
+    states, agreement = Workers(context, number), Agreement(context)
+    workers = [_Supervised(context, (serving, listening), Worker(place, states, agreement)) for place in range(number)]
     ends_at = math.inf
 
     def send(signal_number: int) -> None:
@@ -280,18 +313,14 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
                 worker.start_later(code)
 
 
-class _Worker:
+class _Supervised:
     """One of the processes of the server, and its restarts."""
 
-    def __init__(
-        self, context: Any, place: int, arguments: tuple[Any, ...], replicas: Replicas, variables: Mapping[str, str]
-    ) -> None:
+    def __init__(self, context: Any, arguments: tuple[Serving, socket.socket], worker: Worker) -> None:
         self.process: Any = None
         self._context = context
-        self._place = place
         self._arguments = arguments
-        self._replicas = replicas
-        self._variables = variables
+        self._worker = worker
         self._has_served = False
         self._pauses = pauses()
         self._starts_at = 0.0
@@ -304,13 +333,12 @@ class _Worker:
     @property
     def has_served(self) -> bool:
         """Whether the process, or one that it replaced, has come to serve."""
-        return self._has_served or self._replicas.has_started(self._place)
+        return self._has_served or self._worker.has_started
 
     def start(self) -> None:
-        process = self._context.Process(target=_work, args=(self._place, *self._arguments, self._replicas))
-        self._replicas.starts(self._place)
-        with environment(self._variables):
-            process.start()
+        process = self._context.Process(target=_work, args=(*self._arguments, self._worker))
+        self._worker.starts()
+        process.start()
         self.process = process
 
     def send(self, signal_number: int) -> None:
@@ -323,10 +351,10 @@ class _Worker:
             return None
         code: int = self.process.exitcode
         mark_process_dead(self.process.pid)  # type: ignore[no-untyped-call]  # drop its gauges
-        if self._replicas.has_started(self._place):
+        if self._worker.has_started:
             self._has_served = True
             self._pauses = pauses()
-            self._replicas.becomes(self._place, "starting")
+            self._worker.becomes("starting")
         self._number, self.process = self.process.pid, None
         return code
 
@@ -334,25 +362,13 @@ class _Worker:
         """Replace a process that ended, after a pause that grows with each attempt that does not get to serve."""
         pause = next(self._pauses)
         self._starts_at = time.monotonic() + pause
-        device = self._replicas.device(self._place)
-        name = f"The process {self._number}" + ("" if device == AUTO else f" (replica {self._place} on {device})")
-        logger.error("%s ended with exit status %d; it is replaced in %g s", name, code, pause)
+        logger.error("The process %d ended with exit status %d; it is replaced in %g s", self._number, code, pause)
 
 
-def _work(place: int, serving: Serving, listening: socket.socket, agreement: Agreement, replicas: Replicas) -> None:
+def _work(serving: Serving, listening: socket.socket, worker: Worker) -> None:
     configure_logging(serving.log_format)
-    device = replicas.device(place)
-    if device != AUTO:
-        logger.info("Replica %d of %d loads the reward for %s", place, len(replicas()), device)
     try:
-        finished = serve(
-            serving,
-            listening,
-            supervised=True,
-            becomes=lambda state: replicas.becomes(place, state),
-            replicas=replicas,
-            agreement=agreement,
-        )
+        finished = serve(serving, listening, worker)
     except RmPluginsError as error:
         logger.error("%s", error)
         raise SystemExit(_COULD_NOT_START) from None

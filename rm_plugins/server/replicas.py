@@ -1,8 +1,7 @@
-"""The processes of a server that each have the reward: the device of each, and whether it serves."""
+"""What a server tells of the processes that each have the reward: the device of each, and whether it serves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +16,7 @@ _STATES: tuple[State, ...] = ("starting", "serving", "restarting")
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A process of the server.
+    """A process that has the reward.
 
     Args:
         number: Its number, from 0.
@@ -26,51 +25,39 @@ class Replica:
         restarts: How often it was replaced.
     """
 
-    number: int
-    device: str
+    number: int = 0
+    device: str = AUTO
     state: State = "serving"
     restarts: int = 0
 
 
-ALONE = (Replica(0, AUTO),)
-"""Those of a server with one process."""
-
-
-class Replicas:
-    """The state of all replicas, in memory that the processes of a server share.
+class Workers:
+    """The state of all workers of a server, in memory that they share.
 
     Args:
         context: A context of `multiprocessing`, which creates the shared memory.
-        number: The number of replicas.
-        devices: The device of each; none where they were not chosen.
+        number: The number of workers.
     """
 
-    def __init__(self, context: Any, number: int, devices: Sequence[str] = ()) -> None:
+    def __init__(self, context: Any, number: int) -> None:
         # Without a lock, because a process that is killed while it holds one never releases it; writing a byte or a word is atomic.
         self._states = context.Array("b", number, lock=False)
         self._starts = context.Array("i", number, lock=False)
-        self._devices = tuple(devices) or (AUTO,) * number
 
     def __call__(self) -> tuple[Replica, ...]:
         """All of them."""
-        facts = zip(self._devices, self._states, self._starts, strict=True)
-        return tuple(
-            Replica(number, device, _STATES[state], max(0, starts - 1)) for number, (device, state, starts) in enumerate(facts)
-        )
-
-    def device(self, number: int) -> str:
-        """The device of a replica."""
-        return self._devices[number]
+        facts = zip(self._states, self._starts, strict=True)
+        return tuple(Replica(number, AUTO, _STATES[state], max(0, starts - 1)) for number, (state, starts) in enumerate(facts))
 
     def starts(self, number: int) -> None:
-        """Note that the process of a replica is started."""
+        """Note that a worker is started."""
         self._states[number] = _STATES.index("starting")
         self._starts[number] += 1
 
     def becomes(self, number: int, state: State) -> None:
-        """Note the state of a replica."""
+        """Note the state of a worker."""
         self._states[number] = _STATES.index(state)
 
     def has_started(self, number: int) -> bool:
-        """Whether the process of a replica has come to serve."""
+        """Whether a worker has come to serve."""
         return bool(self._states[number])

@@ -21,12 +21,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+from rm_plugins.devices import environment, environment_of
 from rm_plugins.errors import RmPluginsError, ScoringError, plain_error
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.server.dialects.dialect import Token
+from rm_plugins.server.replicas import AUTO, Replica, State
 from rm_plugins.server.request_log import configure_logging
-from rm_plugins.server.served_reward import HostedReward, RewardFacts, RewardGone, ServedReward
+from rm_plugins.server.served_reward import HostedReward, RewardFacts, RewardGone, RewardLate, ServedReward
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ _SECONDS_OF_GRACE = 30.0
 """The additional time after which a process that hangs ends itself, if the server could not end it."""
 _LONGEST_PAUSE_SECONDS = 60.0
 _CLOSING_SECONDS = 2.0
+_STARTING = threading.Lock()
+"""Held while a process is started with environment variables of its own, which this process has for that moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,29 @@ class Hosting:
     log_format: Literal["json", "text"] = "text"
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the process of a reward runs.
+
+    Args:
+        number: Its number among the processes of the reward, from 0.
+        processes: The number of these processes.
+        device: The only accelerator that it sees, or ``cpu``; ``auto`` leaves the choice to the reward.
+    """
+
+    number: int = 0
+    processes: int = 1
+    device: str = AUTO
+
+    def __str__(self) -> str:
+        return "" if self.device == AUTO else f" (replica {self.number} on {self.device})"
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """The environment variables of the process."""
+        return {} if self.device == AUTO else environment_of(self.device, self.processes)
+
+
 def pauses() -> Iterator[float]:
     """Seconds before each new attempt to start a process: 1, 2, 4 and so on, at most 60."""
     pause = 1.0
@@ -66,18 +93,23 @@ class RewardProcess(HostedReward):
     Args:
         source: The spec or path that the reward is loaded from.
         hosting: The settings of the process.
+        place: Where it runs.
 
     Raises:
         RmPluginsError: The reward cannot be loaded.
     """
 
-    def __init__(self, source: str | Path | Mapping[str, Any], hosting: Hosting) -> None:
+    def __init__(self, source: str | Path | Mapping[str, Any], hosting: Hosting, place: Place = Place()) -> None:
         self._hosting = hosting
+        self._place = place
+        self._variables = place.variables
+        self._restarts = 0
         self._numbers = count()
         self._waiting: dict[int, Future[Any]] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._why = "the reward's process ended"
+        self._is_late = False
         self._source = source
         self._connection: Connection | None
         self._process, self._connection, facts = self._started()
@@ -89,9 +121,15 @@ class RewardProcess(HostedReward):
         """Whether its process is running."""
         return self._connection is not None
 
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        """This process."""
+        state: State = "serving" if self.is_alive else "restarting"
+        return (Replica(self._place.number, self._place.device, state, self._restarts),)
+
     def again(self) -> RewardProcess:
         """Load the same source in another process."""
-        return RewardProcess(self._source, self._hosting)
+        return RewardProcess(self._source, self._hosting, self._place)
 
     def score(self, requests: Sequence[Sequence[Sample]], names: Sequence[str]) -> list[Scores]:
         """Score the samples of requests in the process."""
@@ -138,21 +176,24 @@ class RewardProcess(HostedReward):
         try:
             with self._lock:
                 if self._connection is None:
-                    raise RewardGone(self._why)
+                    raise self._gone()
                 self._waiting[number] = answer
                 try:
                     self._connection.send((number, name, arguments))
                 except OSError:
-                    raise RewardGone(self._why) from None
+                    raise self._gone() from None
             return answer.result()
         finally:
             timer.cancel()
             self._waiting.pop(number, None)
 
     def _give_up(self, process: Any) -> None:
-        self._why = f"the reward did not answer within {self._hosting.seconds:g} s"
-        logger.error("%s; ending its process %s", self._why, process.pid)
+        self._why, self._is_late = f"the reward did not answer within {self._hosting.seconds:g} s", True
+        logger.error("%s; ending its process %s%s", self._why, process.pid, self._place)
         process.kill()
+
+    def _gone(self) -> RewardGone:
+        return (RewardLate if self._is_late else RewardGone)(self._why)
 
     def _started(self) -> tuple[Any, Connection, RewardFacts]:
         """A new process, the connection to it, and the facts about its reward.
@@ -163,7 +204,8 @@ class RewardProcess(HostedReward):
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         ours, theirs = context.Pipe()
         process = context.Process(target=_hold, args=(theirs, self._source, self._hosting))
-        process.start()
+        with _STARTING, environment(self._variables):
+            process.start()
         theirs.close()
         try:
             received = ours.recv()
@@ -201,12 +243,13 @@ class RewardProcess(HostedReward):
             answers, self._waiting = self._waiting, {}
         connection.close()
         for answer in answers.values():
-            answer.set_exception(RewardGone(self._why))
+            answer.set_exception(self._gone())
 
     def _start_again(self) -> None:
         self._process.join(_CLOSING_SECONDS)
-        logger.error("The reward's process %s ended with exit status %s", self._process.pid, self._process.exitcode)
-        self._why = "the reward's process ended"
+        pid, status = self._process.pid, self._process.exitcode
+        logger.error("The reward's process %s%s ended with exit status %s; it is replaced", pid, self._place, status)
+        self._why, self._is_late = "the reward's process ended", False
         for pause in pauses():
             if self._closing.wait(pause):
                 return
@@ -219,8 +262,9 @@ class RewardProcess(HostedReward):
                 process.kill()
                 return
             if facts.fingerprint == self.facts.fingerprint:
+                self._restarts += 1
                 self._process, self._connection = process, connection
-                logger.warning("The reward has a new process, %s", process.pid)
+                logger.warning("The reward has a new process, %s%s", process.pid, self._place)
                 return
             connection.close()
             process.kill()

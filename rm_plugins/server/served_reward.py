@@ -20,6 +20,7 @@ from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.scores import Scores
 from rm_plugins.server.dialects.dialect import Output, Token
 from rm_plugins.server.model_output import output_of
+from rm_plugins.server.replicas import Replica
 from rm_plugins.server.tokens import text_of_ids, tokens_of
 from rm_plugins.spec import FILE_ENDINGS, load
 from rm_plugins.wire import sample_to_json
@@ -100,6 +101,11 @@ class HostedReward(ABC):
     def is_alive(self) -> bool:
         """Whether it can score now."""
         return True
+
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        """The processes that have loaded it, each of which scores a batch at a time; this process counts as one."""
+        return (Replica(),)
 
     @abstractmethod
     def score(self, requests: Sequence[Sequence[Sample]], names: Sequence[str]) -> list[Scores]:
@@ -197,6 +203,10 @@ class HostedReward(ABC):
 
 class RewardGone(Exception):
     """The reward's process ended before it answered; the message says why."""
+
+
+class RewardLate(RewardGone):
+    """It was ended, because it did not answer in time."""
 
 
 class ServedReward(HostedReward):

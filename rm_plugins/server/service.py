@@ -60,8 +60,8 @@ class _Work:
 class Service:
     """Scores for many clients; `reload_all` makes all processes of the server reload, including this one, if there are several."""
 
-    joins: Callable[[str], None] | None = None
-    """Agrees with the other processes of the server to serve the reward with a fingerprint, or raises."""
+    joins: Callable[[HostedReward], None] | None = None
+    """Agrees with the other processes of the server to serve a reward, or raises."""
 
     def __init__(self, reward: HostedReward, settings: Settings, reload_all: Callable[[], None] | None = None) -> None:
         self.reward = reward
@@ -296,12 +296,14 @@ class Service:
 
     def _join(self, reward: HostedReward) -> None:
         if self.joins is not None:
-            self.joins(reward.fingerprint)
+            self.joins(reward)
 
     def _shape(self, reward: HostedReward) -> dict[str, Any]:
         tokens = self.settings.max_batch_tokens or reward.facts.batch_tokens
-        threads = self.settings.threads if reward.facts.is_concurrent else 1
-        return {"budget": _CHARACTERS_A_TOKEN * tokens, "threads": threads, "merges": reward.facts.is_merged}
+        replicas = len(reward.replicas)
+        threads = replicas * (self.settings.threads if reward.facts.is_concurrent else 1)
+        budget = _CHARACTERS_A_TOKEN * tokens
+        return {"budget": budget, "threads": threads, "shares": replicas, "merges": reward.facts.is_merged}
 
     def _warn(self, reward: HostedReward) -> None:
         for part in reward.facts.learns:

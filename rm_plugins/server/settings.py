@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +61,9 @@ class Settings:
     threads: int = 8
     max_score_seconds: float = 600.0
     drain_seconds: float = 60.0
+
+    def for_replicas(self, number: int) -> Settings:
+        """The settings of a server with so many replicas: it holds as much as so many servers."""
+        limits = ("max_connections", "max_client_connections", "max_held_bytes", "max_queue_items", "max_queue_characters")
+        changes: dict[str, Any] = {name: number * getattr(self, name) for name in limits}
+        return replace(self, **changes)

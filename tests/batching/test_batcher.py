@@ -65,6 +65,19 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class TestBatcher:
+    def test_processes_share_what_waits(self) -> None:
+        async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:
+            submit(0), submit(1)
+            await until(lambda: gate.batches == [[0], [1]])
+            rest = [submit(number) for number in range(2, 8)]
+            await asyncio.sleep(0.01)
+            gate.is_open.set()
+            await asyncio.gather(*rest)
+            # Half of the eight that were accepted, or of those that are not answered yet.
+            assert gate.batches[2:] in ([[2, 3, 4, 5], [6, 7]], [[2, 3, 4], [5, 6, 7]])
+
+        batching(test, threads=2, shares=2)
+
     def test_what_arrives_while_a_batch_runs_is_the_next_batch(self) -> None:
         async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:
             first = submit(0)
