@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rm_plugins.batching.batcher import Batch
 from rm_plugins.server import create_app
 from rm_plugins.server.metrics import Metrics
+from rm_plugins.server.replicas import Replica
 from tests.deploying.files import REWARD, ROOT, documents, options, text_of
 from tests.servers import free_port, serving
 
@@ -31,7 +32,7 @@ def exposed() -> dict[str, set[str]]:
     metrics.reloaded("failed")
     metrics.serves("helpful", "b1946ac9", now=True)
     series: dict[str, set[str]] = {"up": set()}
-    for family in text_string_to_metric_families(metrics.text().decode()):
+    for family in text_string_to_metric_families(metrics.text([Replica()]).decode()):
         for sample in family.samples:
             series.setdefault(sample.name, set()).update(sample.labels)
     return series
