@@ -23,8 +23,10 @@ ENGINES_WORLD := $(VENV)/worlds/engines
 RAY_WORLD := $(VENV)/worlds/ray-$(RAY)
 OLDEST := $(VENV)/worlds/oldest
 WORLDS := $(VENV)/models.stamp $(addsuffix .stamp,$(OLDER_WORLD) $(RAY_WORLD) $(ENGINES_WORLD) $(QUANTIZED_WORLD) $(DEEPSPEED_WORLD))
-# Two processes share the tests, and one that has none left takes some of the other's.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# Four processes share the tests, two per core, because many tests wait for processes that they start. One that has none left takes
+# some of another's.
+SHARED := --numprocesses 4 --dist worksteal
+PYTEST := $(BIN)/python -m pytest $(SHARED)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt
 
@@ -59,10 +61,10 @@ prepared:
 
 test-oldest: $(OLDEST).stamp  ## Run every test with the oldest versions that the package accepts, those of constraints-oldest.txt.
 	models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && export RM_PLUGINS_TEST_MODELS="$$models" && \
-	  $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist worksteal
+	  $(OLDEST)/bin/python -m pytest $(SHARED)
 
 test-trl-own: $(VENV)/dev.stamp  ## Run the trainer tests of CHECKOUT=FOLDER, a copy of TRL's repository, on our classes.
-	$(BIN)/python -m tests.trl_own_tests '$(CHECKOUT)' --numprocesses 2 --dist worksteal
+	$(BIN)/python -m tests.trl_own_tests '$(CHECKOUT)' $(SHARED)
 
 test-peers: $(VENV)/models.stamp  ## Install real clients and servers of other projects, try each against ours, and write the table of docs/peers.md.
 	export RM_PLUGINS_PEERS=$(VENV)/peers && $(BIN)/python -m tests.peers.environments && \
