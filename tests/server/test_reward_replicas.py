@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,11 @@ def answered_by(reward: RewardReplicas, *texts: str) -> int:
     """The process that scores texts."""
     (scores,) = reward.score([[Sample("", text) for text in texts]], ["a"])
     return int(scores.values[0])
+
+
+def was_replaced(reward: RewardReplicas, times: int) -> bool:
+    """Whether its processes were replaced so often, together."""
+    return sum(replica.restarts for replica in reward.replicas) == times
 
 
 def test_all_processes_give_the_scores_of_one(replicated: Replicated, tiny_decoder: Any) -> None:
@@ -156,7 +162,7 @@ def test_calls_are_answered_while_processes_die(replicated: Replicated) -> None:
         for killed in range(1, 5):
             time.sleep(choose.random() / 20)
             os.kill(choose.choice(processes(reward)), signal.SIGKILL)
-            until(lambda number=killed: sum(one.restarts for one in reward.replicas) == number)
+            until(partial(was_replaced, reward, killed))
         assert all(call.result() for call in calls)
 
 
