@@ -170,6 +170,7 @@ def test_a_reward_that_learns_has_one_replica(start: Start, tmp_path: Path) -> N
         process = start("reward.yaml", *options)
         assert process.ended() == 1
         assert any("each of the 2 replicas would learn from other samples" in str(line["message"]) for line in process.lines)
+        assert not any("it is replaced" in str(line["message"]) for line in process.lines)
 
 
 def test_devices_and_workers_are_not_given_together(tmp_path: Path) -> None:
