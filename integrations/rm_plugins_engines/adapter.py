@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,12 @@ def adapter(
     from rm_plugins_engines.engine_reward import check_reward, checked_no_reward
 
     path = output.absolute()
-    if path.suffix != ".py" or not re.fullmatch(r"[A-Za-z_]\w*", path.stem):
+    if path.suffix != ".py" or not re.fullmatch(r"[A-Za-z_]\w*", path.stem) or iskeyword(path.stem):
         raise click.UsageError(f"--output {output} must be a Python module: a name such as reward.py.")
+    if path.stem == (package := engine.replace("-", "_")):
+        raise click.UsageError(
+            f"--output {output} would hide the package {package} from its own code. Choose a name such as reward.py."
+        )
     if not str(path).isprintable():
         raise click.UsageError(f"--output {str(output)!r} has a character that cannot be shown in the file's first lines.")
     facts = FILES[engine]

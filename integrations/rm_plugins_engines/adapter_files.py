@@ -182,7 +182,8 @@ def __getattr__(name):  # the workflow's class is made when AReaL asks for it
 
 def _areal_flags(path: Path) -> Sequence[str]:
     return [
-        f"Put {path.parent} on the PYTHONPATH of all workers. In the training script:",
+        f"  PYTHONPATH={shlex.quote(str(path.parent))}:$PYTHONPATH python3 train.py --config CONFIG.yaml scheduler.type=local",
+        "On several machines, set PYTHONPATH on each. In the training script:",
         f'  trainer.train(workflow="{path.stem}.Workflow", workflow_kwargs=dict(gconfig=config.gconfig, tokenizer=config.tokenizer_path))',
         f'"{path.stem}.reward_fn" is for other workflows. AReaL runs it in other processes, and gives 0 to what takes longer than 15 s.',
     ]

@@ -29,7 +29,9 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--workers", type=click.IntRange(min=1), help="Copies of the reward on the engine; by default all that fit."
         ),
-        click.option("--address", metavar="HOST:PORT|auto", help="The cluster of the engine; by default this machine alone."),
+        click.option(
+            "--address", metavar="HOST:PORT|auto", help="The cluster; by default, ray takes RAY_ADDRESS or this machine alone."
+        ),
         click.option("--engine", metavar="NAME", help="Score on a cluster: ray, or the engine of a plug-in."),
     ):
         made = option(made)

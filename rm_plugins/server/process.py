@@ -166,7 +166,7 @@ def _loaded(serving: Serving, worker: Worker | None) -> HostedReward:
             serving.spec, Hosting(settings.threads, settings.max_score_seconds, serving.log_format), serving.devices
         )
         if worker is not None:
-            worker.join(reward)
+            _join(worker, reward)
         return reward
     except RmPluginsError as error:
         end_all()  # including processes that are still loading
@@ -174,6 +174,14 @@ def _loaded(serving: Serving, worker: Worker | None) -> HostedReward:
             raise
         logger.error("%s", error)
         raise SystemExit(_IS_ANOTHER) from None
+
+
+def _join(worker: Worker, reward: HostedReward) -> None:
+    try:
+        worker.join(reward)
+    except RmPluginsError:
+        reward.close()  # otherwise its process is replaced when it is ended
+        raise
 
 
 class _Server(uvicorn.Server):

@@ -20,7 +20,7 @@ from rm_plugins_engines.adapter_files import ENGINES as FILES
 SPEC = "tests.engines.failing:by_text"
 
 FLAGS = {
-    "areal": 'trainer.train(workflow="reward.Workflow"',
+    "areal": "python3 train.py --config CONFIG.yaml scheduler.type=local",
     "nemo-gym": "entrypoint: app.py",
     "nemo-rl": "data.default.env_name=rm_plugins ++env.rm_plugins={}",
     "openrlhf": "python3 -m openrlhf.cli.train_ppo_ray ... --reward.remote_url {path}",
@@ -141,10 +141,18 @@ def test_a_wrong_argument_writes_nothing(arguments: tuple[str, ...], message: st
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["reward.txt", "my-reward.py", "1.py"])
+@pytest.mark.parametrize("name", ["reward.txt", "my-reward.py", "1.py", "class.py"])
 def test_the_output_must_be_a_module(name: str, tmp_path: Path) -> None:
     ended = run("verl", SPEC, "-o", tmp_path / name)
     assert "must be a Python module" in ended.output
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_output_does_not_hide_the_package_of_its_engine(engine: str, tmp_path: Path) -> None:
+    package = engine.replace("-", "_")
+    ended = run(engine, SPEC, "-o", tmp_path / f"{package}.py")
+    assert f"would hide the package {package}" in " ".join(ended.output.split())
     assert os.listdir(tmp_path) == []
 
 

@@ -140,6 +140,7 @@ def test_a_server_has_a_replica_on_each_device_and_reports_it(start: Start, tmp_
             return found
 
         assert replicas() == [{"device": "cpu", "state": "serving", "restarts": 0}] * 2
+        assert client.get("/v1/info").json()["replicas"] == 2
         metrics = client.get("/metrics").text
         assert 'rm_plugins_replica_serving{device="cpu",replica="1"} 1.0' in metrics
         assert 'rm_plugins_replica_restarts_total{device="cpu",replica="1"} 0.0' in metrics
@@ -170,6 +171,7 @@ def test_a_reward_that_learns_has_one_replica(start: Start, tmp_path: Path) -> N
         process = start("reward.yaml", *options)
         assert process.ended() == 1
         assert any("each of the 2 replicas would learn from other samples" in str(line["message"]) for line in process.lines)
+        assert not any("it is replaced" in str(line["message"]) for line in process.lines)
 
 
 def test_devices_and_workers_are_not_given_together(tmp_path: Path) -> None:
