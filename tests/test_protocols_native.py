@@ -17,7 +17,7 @@ from rm_plugins.samples import RenderedSample
 from rm_plugins.testing import check_protocol
 from tests.fake_servers.native import native
 from tests.fake_servers.openrlhf import openrlhf
-from tests.servers import Conversation, serving
+from tests.servers import Conversation
 
 ITEMS = [
     Item(rm.Sample("2+2?", "4")),
@@ -53,22 +53,6 @@ def test_the_server_says_what_it_is() -> None:
     assert talk.detected() == "rm-plugins 0.1.0 with helpful (0123456789ab)"
     server = talk.prepared()
     assert (server.description, server.max_items) == ("rm-plugins 0.1.0 with helpful (0123456789ab)", 4)
-
-
-def test_samples_are_divided_over_the_replicas_of_a_server() -> None:
-    samples = [rm.Sample(f"Question {number}?", "4" * number) for number in range(10)]
-    for replicas, requests in ((None, 1), (2, 2), (4, 4)):
-        told = {"max_items": 64} if replicas is None else {"max_items": 64, "replicas": replicas}
-        with serving(native(length, info=told)) as url:
-            rewards = rm.load(url)
-            np.testing.assert_array_equal(rewards.score(samples).values, range(10))
-            assert rewards.counts["requests"] == requests
-
-
-@pytest.mark.parametrize("replicas", [0, "2", True])
-def test_a_wrong_number_of_replicas_is_refused(replicas: Any) -> None:
-    with pytest.raises(UnsupportedError, match="replicas"):
-        Conversation(Native(), native(length, info={"replicas": replicas})).prepared()
 
 
 def test_abstentions_failures_details_and_the_fingerprint_come_back() -> None:

@@ -67,17 +67,16 @@ class Native(Protocol):
                 f"GET /v1/info names the protocol {info.get('protocol')!r}; this version of rm-plugins speaks {VERSION!r}. "
                 "Install the same version of rm-plugins on client and server."
             )
-        max_items, replicas = info.get("max_items"), info.get("replicas", 1)
-        for key, number in {"max_items": max_items, "replicas": replicas}.items():
-            if number is not None and (type(number) is not int or number < 1):
-                raise UnsupportedError(f"GET /v1/info has {key} {number!r}; a positive integer was expected.")
+        max_items = info.get("max_items")
+        if max_items is not None and (type(max_items) is not int or max_items < 1):
+            raise UnsupportedError(f"GET /v1/info has max_items {max_items!r}; a positive integer was expected.")
         if info.get("compares") is True:
             raise UnsupportedError(
                 f"The reward of this server, {_description(info)}, compares the samples of a group in a request, but this client divides "
                 "samples into requests and sends equal ones once. Serve the reward without that part, and put the part into the spec here, "
                 "such as `{provider: remote, url: ..., transform: rank-in-group}`."
             )
-        return ServerFacts(self, _description(info), max_items, info, replicas=replicas or 1)
+        return ServerFacts(self, _description(info), max_items, info)
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
         """Samples as JSON, or token ids if the spec names a tokenizer."""

@@ -171,7 +171,6 @@ class ServerFacts:
         closes_texts: Whether the server's tokenizer ends every text with a special token, such as EOS or a separator; None if this is
             unknown or irrelevant, as for a server that renders samples itself.
         tokens_of_probe: The server's token ids for `rm_plugins.protocols.discovery.PROBE_TEXT`, without special tokens; None if unknown.
-        replicas: The number of requests that the server scores at the same time, such as one per accelerator.
     """
 
     protocol: Protocol
@@ -180,7 +179,6 @@ class ServerFacts:
     facts: Mapping[str, Any] = field(default_factory=dict)
     closes_texts: bool | None = None
     tokens_of_probe: tuple[int, ...] | None = None
-    replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,8 +165,7 @@ class ScoringCall:
         for facts in available:
             self._warn_of_other_rows(facts)
         most = min((self._most_items(facts) for facts in available), default=1)
-        # A server scores a request in one of its replicas.
-        share = math.ceil(len(rows) / max(1, sum(facts.replicas for facts in available)))
+        share = math.ceil(len(rows) / max(1, len(available)))
         for facts in available:
             await asyncio.to_thread(self._samples.items, facts)  # tokenize now, in a thread, because it takes long
         await _all(self._deliver(part, self._settings.tries) for part in packed(rows, min(most, share)))

@@ -103,7 +103,6 @@ class Service:
             "fingerprint": self.reward.fingerprint,
             "manifests": self.reward.facts.manifests,
             "max_items": self.max_items,
-            "replicas": len(self.reward.replicas),
             "rendered": self.reward.facts.takes_rendered,
             "compares": not self.reward.facts.is_merged,
             "reads": self.reward.facts.reads,

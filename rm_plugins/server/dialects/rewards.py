@@ -132,7 +132,6 @@ class Info(BaseModel):
     fingerprint: str
     manifests: dict[str, str]
     max_items: int
-    replicas: int = Field(description="The number of replicas; a request is scored by one of them.")
     rendered: bool = Field(description="Whether rendered texts and token ids are accepted; only models can score them.")
     compares: bool = Field(
         description="Whether a score depends on the other samples of its group in the request, as a rank does."
