@@ -73,6 +73,21 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Part(Generic[Work]):
+    """A part of a request, or a whole one.
+
+    Args:
+        work: The work to run.
+        items: The number of samples.
+        size: The approximate amount of work.
+    """
+
+    work: Work
+    items: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Done(Generic[Result]):
     """A finished request.
 
@@ -115,7 +130,7 @@ class _Job(Generic[Work, Result]):
 class Batcher(Generic[Work, Result]):
     """Runs the work of requests in threads, several requests at a time.
 
-    A request is never split across batches, so that a single run answers it. All methods must be called on one event loop.
+    A part of a request is never split across batches, so that a single run answers it. All methods must be called on one event loop.
 
     Args:
         run: Called in a thread with the works of a batch; returns a result for each, in order, or an exception for a work that failed.
@@ -191,26 +206,41 @@ class Batcher(Generic[Work, Result]):
             Overloaded: The queue is full.
             Stopped: The batcher is stopping, or stopped before the request's turn.
         """
+        (done,) = await self.submit_parts([Part(work, items, size)], client=client)
+        return done
+
+    async def submit_parts(self, parts: Sequence[Part[Work]], *, client: str) -> list[Done[Result]]:
+        """Run the parts of a request, which is accepted or refused as a whole; they may run in different batches at the same time.
+
+        Raises like `submit`; if one part fails, those that wait are removed from the queue.
+        """
         if self.is_stopping:
             raise Stopped
         if self._dispatcher is None:  # an application mounted in another one gets no startup event
             self.start()
+        items, size = sum(part.items for part in parts), sum(part.size for part in parts)
         if self.queue and self._is_too_much(client, items, size):
             raise Overloaded(self._book(max(1, size)))
-        job = _Job(work, client, items, max(1, size), asyncio.get_running_loop().create_future(), time.monotonic())
-        self.queue.put(job)
-        self._accepted.add(job)
-        self._accepted_size += job.size
-        self._arrived += 1
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        jobs = [_Job(part.work, client, part.items, max(1, part.size), loop.create_future(), now) for part in parts]
+        for job in jobs:
+            self.queue.put(job)
+            self._accepted.add(job)
+            self._accepted_size += job.size
+        self._arrived += len(jobs)
         self._changed.set()
         try:
-            return await job.answer
-        except asyncio.CancelledError:
-            self.queue.discard(job)
+            done: list[Done[Result]] = await asyncio.gather(*(job.answer for job in jobs))
+            return done
+        except BaseException:
+            for job in jobs:
+                self.queue.discard(job)
+                job.answer.cancel()
             raise
         finally:
-            self._accepted.discard(job)
-            self._accepted_size -= job.size
+            for job in jobs:
+                self._accepted.discard(job)
+                self._accepted_size -= job.size
 
     def _is_too_much(self, client: str, items: int, size: int) -> bool:
         """Whether to refuse a client's request: the queue is full, and the client has used up its share of it."""

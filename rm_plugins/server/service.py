@@ -6,55 +6,27 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from rm_plugins import __version__
-from rm_plugins.batching.batcher import Batcher, Overloaded, Stopped
+from rm_plugins.batching.batcher import Batcher, Done, Overloaded, Part, Stopped
 from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.protocols.native import VERSION
 from rm_plugins.samples import Sample
-from rm_plugins.scores import Scores, joined
+from rm_plugins.scores import Scores
 from rm_plugins.server.aside import at_home, beside
 from rm_plugins.server.dialects.dialect import Output, Problem, Scored, Token, check_count
 from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import current_fields
 from rm_plugins.server.served_reward import HostedReward, RewardGone, characters
 from rm_plugins.server.settings import Settings
+from rm_plugins.server.work import Work
 
 logger = logging.getLogger(__name__)
 
 _CHARACTERS_A_TOKEN = 4
 _CHARACTERS_BESIDE = 32
 """The size of a sample in addition to its text, for template, special tokens and Python objects."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """The samples of a request: the sizes of valid ones and the errors of invalid ones, by row."""
-
-    samples: Sequence[Sample]
-    name: str
-    reward: HostedReward
-    sizes: dict[int, int] = field(default_factory=dict)
-    refused: dict[int, RmPluginsError] = field(default_factory=dict)
-
-    @property
-    def valid(self) -> list[Sample]:
-        return [self.samples[row] for row in self.sizes]
-
-    @property
-    def refusal(self) -> Problem:
-        row = min(self.refused)
-        error = self.refused[row]
-        return Problem("invalid", f"item {row}: {error}")
-
-    def completed(self, scores: Scores) -> Scores:
-        """The scores of the valid samples, with the errors of the others."""
-        size = len(self.samples)
-        return joined([scores.scattered([*self.sizes], size), Scores(np.full(size, np.nan), errors=self.refused)])
 
 
 class Service:
@@ -77,7 +49,7 @@ class Service:
         self._next_load: asyncio.Future[bool] | None = None
         self._loader: asyncio.Task[None] | None = None
         self._stopping: asyncio.Future[bool] | None = None
-        self._batcher: Batcher[_Work, tuple[Scores, HostedReward]] = Batcher(
+        self._batcher: Batcher[Work, tuple[Scores, HostedReward]] = Batcher(
             self._run,
             **self._shape(reward),
             max_items=settings.max_queue_items,
@@ -155,7 +127,7 @@ class Service:
         fields = current_fields.get()
         client = str((fields or {}).get("client", ""))
         with _problems():
-            done = await self._batcher.submit(work, client=client, items=len(work.sizes), size=sum(work.sizes.values()))
+            done = await self._scored(work, client)
         scores, reward = done.result
         tokens = 0 if scores.tokens is None else int(scores.tokens.used.sum())
         truncated = 0 if scores.tokens is None else int(scores.tokens.truncated.sum())
@@ -183,6 +155,18 @@ class Service:
             reward.fingerprint,
             {"tokens": tokens, "truncated": truncated, "manifests": reward.facts.manifests},
         )
+
+    async def _scored(self, work: Work, client: str) -> Done[tuple[Scores, HostedReward]]:
+        """The scores of a request, all of one reward, and that reward."""
+        if len(parts := work.divided()) > 1:
+            sized = [Part(part, len(part.sizes), part.size) for part in parts]
+            done = await self._batcher.submit_parts(sized, client=client)
+            scores, rewards = zip(*(one.result for one in done), strict=True)
+            if len(set(rewards)) == 1:
+                waited, took = max(one.waited for one in done), max(one.took for one in done)
+                return Done((work.together(scores), rewards[0]), waited, took)
+            # The reward was loaded again in between.
+        return await self._batcher.submit(work, client=client, items=len(work.sizes), size=work.size)
 
     @at_home
     async def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
@@ -313,9 +297,9 @@ class Service:
                 part,
             )
 
-    def _work(self, samples: Sequence[Sample], reward: HostedReward, name: str) -> _Work:
+    def _work(self, samples: Sequence[Sample], reward: HostedReward, name: str) -> Work:
         check_count(self, len(samples))
-        work = _Work(samples, name, reward)
+        work = Work(samples, name, reward)
         sizes: dict[int, int] = {}
         for row, sample in enumerate(samples):
             try:
@@ -349,7 +333,7 @@ class Service:
             raise DataError(f"It has {size:,} characters; the limit is {self.settings.max_characters:,}.")
         return size + _CHARACTERS_BESIDE
 
-    def _run(self, works: Sequence[_Work]) -> list[tuple[Scores, HostedReward] | Exception]:
+    def _run(self, works: Sequence[Work]) -> list[tuple[Scores, HostedReward] | Exception]:
         """Score the requests of a batch; runs in a thread."""
         reward = self.reward  # perhaps reloaded after the request arrived
         works = [work if work.reward is reward else self._work(work.samples, reward, work.name) for work in works]
