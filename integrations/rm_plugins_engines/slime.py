@@ -49,7 +49,7 @@ class SlimeReward:
 
         Args:
             args: slime's arguments.
-            sample: A sample, or with ``--group-rm`` the samples of a prompt.
+            sample: A sample; or several that a custom generation returned; or with ``--group-rm`` the samples of a prompt.
             others: Ignored.
 
         Returns:
@@ -67,7 +67,8 @@ class SlimeReward:
                 "slime leaves out a group only through its dynamic filter. Add --dynamic-sampling-filter-path MODULE.keep_group with the "
                 "adapter's module, or choose `no_reward='raise'` or a number."
             )
-        reward = self.group_reward if several else self.reward
+        # Without --group-rm, a list has the turns of one generation, which must not be compared.
+        reward = self.group_reward if several and getattr(args, "group_rm", False) else self.reward
         outcomes = await reward.score_async([self._sample(one) for one in samples])
         for one, outcome in zip(samples, outcomes, strict=True):
             if not isinstance(getattr(one, "metadata", None), dict):

@@ -29,7 +29,7 @@ def orm(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
     Args:
         spec: Anything that `rm_plugins.load` takes.
         no_reward: What a sample without a reward becomes: ``"raise"``, a number, or ``"drop"``, which is ms-swift's None and
-            needs a second reward function.
+            needs a second reward function and ``--reward_weights``.
 
     Raises:
         MissingDependencyError: ms-swift is not installed.
@@ -143,14 +143,17 @@ def _reward(spec: Spec, no_reward: NoReward, *, in_step: bool = True) -> EngineR
 
 
 def _check_drop(reward: EngineReward, args: Any) -> None:
-    """Refuse ``drop`` where this is the only reward, whose None ms-swift would add up to 0."""
+    """Refuse ``drop`` where this may be the only reward, whose None ms-swift would add up to 0."""
     if reward.no_reward != "drop":
         return
-    functions = [*_listed(getattr(args, "reward_funcs", None)), *_listed(getattr(args, "reward_model", None))]
-    if len(functions) < 2:
+    functions, models, weights = (
+        len(_listed(getattr(args, name, None))) for name in ("reward_funcs", "reward_model", "reward_weights")
+    )
+    if max(functions, 1) + models < 2 and weights < 2:  # only Megatron's arguments have the functions
         raise UnsupportedError(
-            "ms-swift adds up its reward functions without those that return None. This is the only one, so a sample without a reward "
-            "would get 0. Choose `no_reward='raise'` or a number, or train with a second reward function."
+            "ms-swift adds up its reward functions without those that return None. If this is the only one, a sample without a reward gets "
+            "0. Choose `no_reward='raise'` or a number; or train with a second reward function, and set --reward_weights, which shows here "
+            "that there are two."
         )
 
 
