@@ -85,10 +85,10 @@ class SlimeReward:
     def _sample(self, sample: Any) -> Sample:
         metadata = {name: value for name, value in dict(sample.metadata or {}).items() if name != METADATA}
         columns = {**metadata, **({} if sample.label is None else {"label": sample.label})}
-        if isinstance(sample.prompt, str):
-            return self._prompt.sample(sample.prompt, sample.response, columns)
         if self._prompt.source == NONE:
             return self._prompt.sample("", sample.response, columns)
+        if sample.prompt is None or isinstance(sample.prompt, str):
+            return self._prompt.sample(sample.prompt, sample.response, columns)
         messages: list[Mapping[str, Any]] = plain_value(list(sample.prompt))
         return Sample(messages, without_eos(sample.response), plain_row(columns))
 

@@ -108,10 +108,10 @@ def samples_of(completions: Sequence[str], columns: Mapping[str, Any]) -> list[S
 
     Args:
         completions: The last messages' contents, [N].
-        columns: The other arguments; lists of N items are columns, and ``messages`` has the conversations, each with its completion.
+        columns: The other arguments; lists, arrays and tensors of N items are columns, and ``messages`` has the conversations, each with its completion.
 
     Raises:
-        DataError: There are no messages, or their number differs from that of the completions.
+        DataError: There are no messages, or their number differs from that of the completions; or a conversation ends otherwise.
     """
     conversations = columns.get("messages")
     if conversations is None or len(conversations) != len(completions):
@@ -119,21 +119,23 @@ def samples_of(completions: Sequence[str], columns: Mapping[str, Any]) -> list[S
             f"ms-swift hands over {len(completions)} completions with {'no' if conversations is None else len(conversations)} `messages`; "
             "one conversation for each is needed. Call the reward with the column `messages`."
         )
+    others = plain_row({name: values for name, values in columns.items() if name not in ("messages", *_OF_THE_RUN)})
     by_row = {
-        name: values
-        for name, values in columns.items()
-        if name not in ("messages", *_OF_THE_RUN) and isinstance(values, Sequence) and not isinstance(values, str)
+        name: values for name, values in others.items() if isinstance(values, (list, tuple)) and len(values) == len(completions)
     }
-    by_row = {name: values for name, values in by_row.items() if len(values) == len(completions)}
     return [
-        _sample([*messages[:-1], {**messages[-1], "content": completion}], {name: by_row[name][row] for name in by_row})
+        _sample(messages, {name: by_row[name][row] for name in by_row}, completion)
         for row, (completion, messages) in enumerate(zip(completions, conversations, strict=True))
     ]
 
 
-def _sample(messages: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> Sample:
-    """A conversation whose last message is the completion."""
+def _sample(messages: Sequence[Mapping[str, Any]], columns: Mapping[str, Any], completion: str | None = None) -> Sample:
+    """A conversation whose last message is the completion, which may have another content."""
     turns = [{name: value for name, value in message.items() if name != "loss"} for message in plain_value(list(messages))]
+    if not turns or turns[-1].get("role") != "assistant":
+        raise DataError("A conversation of ms-swift must end with the assistant's message, which is scored.")
+    if completion is not None:
+        turns[-1]["content"] = completion
     kept = {name: value for name, value in columns.items() if name not in _OF_THE_RUN and value is not None}
     return Sample(turns[:-1], turns[-1:], plain_row(kept))
 

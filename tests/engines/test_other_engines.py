@@ -9,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 import rm_plugins as rm
@@ -113,6 +115,13 @@ def test_nemo_gym_s_items_become_messages() -> None:
     assert sample.messages[2]["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Rome"}}
     assert sample.columns["tools"][0]["function"]["name"] == "weather"
     assert sample.columns["answer"] == "sunny"
+    for given, message in ((["text"], "An item must be an object"), ([{"type": "function_call"}], "has no name")):
+        with pytest.raises(DataError, match=message):
+            gym_sample({"responses_create_params": params, "response": {"output": given}})
+    with pytest.raises(DataError, match="`responses_create_params` must be an object"):
+        gym_sample({"responses_create_params": ["text"], "response": {"output": output}})
+    with pytest.raises(DataError, match="A part of a message must be an object"):
+        gym_sample({"responses_create_params": params, "response": {"output": [{"role": "assistant", "content": [4]}]}})
     with pytest.raises(DataError, match="image_call"):
         gym_sample({"responses_create_params": params, "response": {"output": [{"type": "image_call"}]}})
 
@@ -186,6 +195,29 @@ def test_swift_s_arguments_of_the_run_are_no_columns() -> None:
     messages = [*ROWS[0]["messages"], {"role": "assistant", "content": "4", "loss": True}]
     (sample,) = samples_of(["4"], {"messages": [messages], "solution": ["4"], "request_id": ["r"], "trainer_state": None})
     assert sample == rm.Sample(ROWS[0]["messages"], "4", {"solution": "4"})
+
+
+def test_swift_s_columns_may_be_arrays() -> None:
+    messages = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": ""}]] * 2
+    columns = {"messages": messages, "solution": np.array(["a", "b"]), "level": torch.tensor([1, 2]), "temperature": np.float32(1)}
+    assert [sample.columns for sample in samples_of(["4", "5"], columns)] == [
+        {"solution": "a", "level": 1},
+        {"solution": "b", "level": 2},
+    ]
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "user", "content": "4"}]])
+def test_swift_s_conversation_ends_with_the_assistant(messages: list[Any]) -> None:
+    with pytest.raises(DataError, match="must end with the assistant's message"):
+        samples_of(["4"], {"messages": [messages]})
+
+
+def test_slime_s_prompt_that_is_missing_is_an_error() -> None:
+    sample = SlimeSample(None, "4")
+    args = SimpleNamespace(group_rm=False)
+    with pytest.raises(DataError, match="slime hands over a prompt that is not text"):
+        asyncio.run(SlimeReward(MIXED).custom_rm(args, sample))
+    assert asyncio.run(SlimeReward(MIXED, prompt="none").custom_rm(args, sample)) == 4.0
 
 
 ANSWERS = {"1": 1.0, "none": None, "error": None}
