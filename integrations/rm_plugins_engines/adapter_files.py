@@ -113,12 +113,9 @@ def reward_func(queries, prompts, labels, **others):
 
 
 def _swift_body(arguments: Mapping[str, str]) -> str:
-    return f"""from rm_plugins_engines.swift import async_orm, model_plugin, orm
-from swift.rewards import orms, rm_plugins
+    return f"""from rm_plugins_engines.swift import register
 
-orms["rm_plugins"] = orm({_called(arguments)})
-orms["rm_plugins_async"] = async_orm({_called(arguments)})
-rm_plugins["rm_plugins"] = model_plugin({_called(arguments)})
+register({_called(arguments)})
 """
 
 

@@ -23,6 +23,24 @@ _OF_THE_RUN = ("trainer_state", "trajectory_inputs", "prompt_id", "request_id", 
 """What ms-swift hands over that is not in the dataset's row, and cannot be part of a sample."""
 
 
+def register(spec: Spec, *, no_reward: NoReward = "raise") -> None:
+    """Register a reward in ms-swift: `orm` and `model_plugin` as ``rm_plugins``, and `async_orm` as ``rm_plugins_async``.
+
+    Args:
+        spec: Anything that `rm_plugins.load` takes.
+        no_reward: What a sample without a reward becomes, as in `orm`.
+
+    Raises:
+        MissingDependencyError: ms-swift is not installed, or too old.
+        SpecError: An argument is wrong.
+    """
+    function, asynchronous = orm(spec, no_reward=no_reward), async_orm(spec, no_reward=no_reward)
+    from swift.rewards import orms, rm_plugins
+
+    orms["rm_plugins"], orms["rm_plugins_async"] = function, asynchronous
+    rm_plugins["rm_plugins"] = model_plugin(spec, no_reward=no_reward)
+
+
 def orm(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
     """A synchronous reward class for ``orms``, ms-swift's registry of ``--reward_funcs``.
 
@@ -32,7 +50,7 @@ def orm(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
             needs a second reward function and ``--reward_weights``.
 
     Raises:
-        MissingDependencyError: ms-swift is not installed.
+        MissingDependencyError: ms-swift is not installed, or too old.
         SpecError: An argument is wrong.
     """
     base = _base("ORM")
@@ -168,7 +186,8 @@ def _base(name: str) -> type[Any]:
         from swift.rewards import orm as theirs
     except ImportError as error:
         raise MissingDependencyError(
-            f"A reward class for ms-swift needs the package ms-swift ({error}): pip install ms-swift."
+            f"A reward class for ms-swift needs `swift.rewards`, as in version 4.6, which cannot be imported here ({error}): "
+            "pip install -U ms-swift."
         ) from error
     base: type[Any] = getattr(theirs, name)
     return base

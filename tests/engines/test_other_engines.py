@@ -26,6 +26,7 @@ from rm_plugins_engines.openrlhf import OpenRLHFReward
 from rm_plugins_engines.prompts import PromptSource
 from rm_plugins_engines.slime import SlimeReward
 from rm_plugins_engines.swift import orm, samples_of
+from rm_plugins_engines.swift import register as register_in_swift
 from rm_plugins_engines.verifiers import VerifiersReward
 from rm_plugins_engines.verl import VerlReward, _result
 from tests.engines.doubles import SlimeSample, gym_request, nemo_rl_logs, slime_rewards, with_nemo_rl
@@ -315,6 +316,7 @@ def test_openrlhf_s_plain_prompt_is_cut_off_the_query() -> None:
         (lambda: environment(MIXED), "NeMo-RL"),
         (lambda: NeMoGymReward(MIXED).resources_server(), "NeMo Gym"),
         (lambda: AReaLReward(MIXED).workflow(), "AReaL"),
+        (lambda: register_in_swift(MIXED), "needs `swift.rewards`, as in version 4.6"),
     ],
 )
 def test_an_engine_that_is_not_installed_is_named(make: Any, engine: str) -> None:
