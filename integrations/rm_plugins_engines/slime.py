@@ -6,7 +6,7 @@ messages, or the text is scored unchanged. slime has no way to train without a r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rm_plugins.data.plain_values import plain_row, plain_value
@@ -87,10 +87,10 @@ class SlimeReward:
         columns = {**metadata, **({} if sample.label is None else {"label": sample.label})}
         if self._prompt.source == NONE:
             return self._prompt.sample("", sample.response, columns)
-        if sample.prompt is None or isinstance(sample.prompt, str):
-            return self._prompt.sample(sample.prompt, sample.response, columns)
-        messages: list[Mapping[str, Any]] = plain_value(list(sample.prompt))
-        return Sample(messages, without_eos(sample.response), plain_row(columns))
+        prompt = plain_value(sample.prompt)
+        if not isinstance(prompt, (list, tuple)):
+            return self._prompt.sample(prompt, sample.response, columns)
+        return Sample(prompt, without_eos(sample.response), plain_row(columns))
 
 
 def _keyed(key: str, outcome: Outcome) -> dict[str, Any]:

@@ -126,7 +126,8 @@ def samples_of(completions: Sequence[str], columns: Mapping[str, Any]) -> list[S
 
     Args:
         completions: The last messages' contents, [N].
-        columns: The other arguments; lists, arrays and tensors of N items are columns, and ``messages`` has the conversations, each with its completion.
+        columns: The other arguments; lists, arrays and tensors of N items are columns, and ``messages`` has the conversations, each with
+            its completion.
 
     Raises:
         DataError: There are no messages, or their number differs from that of the completions; or a conversation ends otherwise.

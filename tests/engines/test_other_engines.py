@@ -200,7 +200,12 @@ def test_swift_s_arguments_of_the_run_are_no_columns() -> None:
 
 def test_swift_s_columns_may_be_arrays() -> None:
     messages = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": ""}]] * 2
-    columns = {"messages": messages, "solution": np.array(["a", "b"]), "level": torch.tensor([1, 2]), "temperature": np.float32(1)}
+    columns = {
+        "messages": messages,
+        "solution": np.array(["a", "b"]),
+        "level": torch.tensor([1, 2]),
+        "temperature": np.float32(1),
+    }
     assert [sample.columns for sample in samples_of(["4", "5"], columns)] == [
         {"solution": "a", "level": 1},
         {"solution": "b", "level": 2},
