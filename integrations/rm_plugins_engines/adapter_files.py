@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +44,18 @@ class EngineFile:
     in_step: bool = False
 
 
+def _for_hydra(path: Path) -> str:
+    """A path as the value of a Hydra override, quoted for Hydra and then for the shell.
+
+    >>> print(_for_hydra(Path("/home/me/reward.py")), _for_hydra(Path("/home/a,b/reward.py")))
+    /home/me/reward.py '"/home/a,b/reward.py"'
+    """
+    text = str(path)
+    if re.fullmatch(r"[\w/.-]+", text, re.ASCII):
+        return text
+    return shlex.quote('"' + re.sub(r'(\\*)("|\$\{)', r"\1\1\\\2", text) + '"')
+
+
 def _called(arguments: Mapping[str, str]) -> str:
     """The arguments of a call, after the spec."""
     return ", ".join(["SPEC", *(f"{name}={value}" for name, value in arguments.items())])
@@ -52,9 +66,9 @@ def _verl_flags(path: Path) -> Sequence[str]:
         "The reward manager, for rewards that read the prompt:",
         "  python -m verl.trainer.main_ppo ... \\",
         "    reward.reward_manager.source=importlib reward.reward_manager.name=RewardManager \\",
-        f"    reward.reward_manager.module.path={shlex.quote(str(path))}",
+        f"    reward.reward_manager.module.path={_for_hydra(path)}",
         "Or the function, with the prompt in the dataset's extra_info:",
-        f"  python -m verl.trainer.main_ppo ... reward.custom_reward_function.path={shlex.quote(str(path))} \\",
+        f"  python -m verl.trainer.main_ppo ... reward.custom_reward_function.path={_for_hydra(path)} \\",
         "    reward.custom_reward_function.name=compute_score",
     ]
 
@@ -81,6 +95,12 @@ def __getattr__(name):  # the manager's class is made when verl asks for it
 """
 
 
+def _openrlhf_flags(path: Path) -> Sequence[str]:
+    if "," in str(path):
+        raise SpecError(f"OpenRLHF splits --reward.remote_url at commas, so the path {str(path)!r} must not have one.")
+    return [f"  python3 -m openrlhf.cli.train_ppo_ray ... --reward.remote_url {shlex.quote(str(path))}"]
+
+
 def _openrlhf_body(arguments: Mapping[str, str]) -> str:
     return f"""from rm_plugins_engines.openrlhf import OpenRLHFReward
 
@@ -93,12 +113,9 @@ def reward_func(queries, prompts, labels, **others):
 
 
 def _swift_body(arguments: Mapping[str, str]) -> str:
-    return f"""from rm_plugins_engines.swift import async_orm, model_plugin, orm
-from swift.rewards import orms, rm_plugins
+    return f"""from rm_plugins_engines.swift import register
 
-orms["rm_plugins"] = orm({_called(arguments)})
-orms["rm_plugins_async"] = async_orm({_called(arguments)})
-rm_plugins["rm_plugins"] = model_plugin({_called(arguments)})
+register({_called(arguments)})
 """
 
 
@@ -204,7 +221,7 @@ ENGINES: Mapping[str, EngineFile] = {
     "verl": EngineFile("verl 0.9.1", _verl_flags, _verl_body, prompt=f"{COLUMN}prompt", column_in="extra_info", has_text=False),
     "openrlhf": EngineFile(
         "OpenRLHF 0.11.2",
-        lambda path: [f"  python3 -m openrlhf.cli.train_ppo_ray ... --reward.remote_url {shlex.quote(str(path))}"],
+        _openrlhf_flags,
         _openrlhf_body,
         prompt=AUTO,
         column_in="the label",
@@ -217,7 +234,7 @@ ENGINES: Mapping[str, EngineFile] = {
         ],
         _swift_body,
         has_details=False,
-        drops="ms-swift's None; needs a second reward function",
+        drops="ms-swift's None; needs a second reward function and --reward_weights",
         groups=True,
         in_step=True,
     ),
@@ -240,7 +257,7 @@ ENGINES: Mapping[str, EngineFile] = {
         lambda path: [
             "  vf-eval @ CONFIG.toml, with these lines in CONFIG.toml:",
             "    [env.taskset.task.rewards.rm_plugins]",
-            f'    fn = "{path}:reward"',
+            f"    fn = {json.dumps(f'{path}:reward', ensure_ascii=False)}",
         ],
         _verifiers_body,
     ),
@@ -248,7 +265,14 @@ ENGINES: Mapping[str, EngineFile] = {
 
 
 def adapter_text(
-    engine: str, spec: str, path: Path, *, no_reward: NoReward = "raise", prompt: str | None = None, details: Sequence[str] = ()
+    engine: str,
+    spec: str,
+    path: Path,
+    *,
+    no_reward: NoReward = "raise",
+    prompt: str | None = None,
+    details: Sequence[str] = (),
+    python_path: str = "",
 ) -> str:
     """The text of an adapter.
 
@@ -259,9 +283,10 @@ def adapter_text(
         no_reward: What a sample without a reward becomes.
         prompt: Where the prompt comes from; the engine's default if None.
         details: The details of the reward to log.
+        python_path: The folder of the reward's functions, if Python does not find them otherwise.
 
     Raises:
-        SpecError: The engine has no such setting, or it has a wrong value.
+        SpecError: The engine has no such setting, or it has a wrong value; or it cannot read such a path.
         UnsupportedError: The engine cannot leave samples out.
     """
     facts = ENGINES[engine]
@@ -281,4 +306,5 @@ def adapter_text(
         *facts.flags(path),
     ]
     header = "\n".join(f"# {line}".rstrip() for line in lines)
-    return f"{header}\n\nSPEC = {spec!r}\n\n{facts.body(arguments)}"
+    functions = f"import sys\n\nsys.path.append({python_path!r})  # has the reward's functions\n\n" if python_path else ""
+    return f"{header}\n\n{functions}SPEC = {spec!r}\n\n{facts.body(arguments)}"

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from rm_plugins.errors import RmPluginsError, ScoringError, SpecError, UnsupportedError
 from rm_plugins.samples import Sample
-from rm_plugins.scores import Scores
+from rm_plugins.scores import FloatArray, Scores
 from rm_plugins.server.served_reward import RewardFacts
-from rm_plugins_engines.shared_reward import SharedReward, Spec, check_spec, shared_reward, shared_reward_async
+from rm_plugins_engines.shared_reward import SharedReward, Spec, checked_spec, shared_reward, shared_reward_async
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +88,7 @@ class EngineReward:
         in_step: bool = False,
     ) -> None:
         self.no_reward = checked_no_reward(no_reward, engine, drops)
-        check_spec(spec)
-        self.spec = spec
+        self.spec = checked_spec(spec)
         self.engine = engine
         self.details = tuple(details)
         self.groups = groups
@@ -124,9 +125,10 @@ class EngineReward:
     def _outcomes(self, shared: SharedReward, scores: Scores) -> list[Outcome]:
         fingerprint = shared.reward.fingerprint
         columns = scores.columns
-        if unknown := [name for name in self.details if columns and name not in columns]:
+        if unknown := [name for name in self.details if _is_unknown(name, scores.values, columns)]:
             raise SpecError(
-                f"The reward {shared.reward.facts.label!r} has no detail {unknown[0]!r}. It has: {', '.join(columns)}. Change `details`."
+                f"The reward {shared.reward.facts.label!r} has no detail {unknown[0]!r}. It has: {', '.join(columns) or 'none'}. Change "
+                "`details`."
             )
         with shared.counting:
             missing = self._missing(scores)
@@ -170,8 +172,8 @@ class EngineReward:
         first = min(missing)
         which = "a sample" if size == 1 else f"{len(missing)} of {size} samples, the first of them sample {first}"
         return ScoringError(
-            f"The reward {label!r} gave no score for {which}: {missing[first]}. {self.engine} needs a number for every sample. Set "
-            "`on_error: {fallback: SPEC}` in the spec; or choose what such a sample becomes with `no_reward` in the adapter.",
+            f"The reward {label!r} gave no score for {which}: {missing[first].rstrip('.')}. {self.engine} needs a number for every sample. "
+            "Set `on_error: {fallback: SPEC}` in the spec; or choose what such a sample becomes with `no_reward` in the adapter.",
             rows=sorted(missing),
         )
 
@@ -222,6 +224,25 @@ def checked_no_reward(no_reward: Any, engine: str, drops: str) -> NoReward:
     if isinstance(no_reward, bool) or not isinstance(no_reward, (int, float)) or not math.isfinite(no_reward):
         raise SpecError(f"`no_reward` must be 'raise', 'drop' or a finite number, not {no_reward!r}.")
     return float(no_reward)
+
+
+def _is_unknown(detail: str, values: FloatArray, columns: Mapping[str, FloatArray]) -> bool:
+    """Whether the part that a detail belongs to has scored samples, but has no such detail.
+
+    A batch lacks the details of a part that scored none of its samples, such as another route or a reward that a fallback replaced.
+
+    >>> values, route = np.array([1.0]), {"route/a": np.array([1.0]), "route/b": np.array([np.nan])}
+    >>> [_is_unknown(name, values, route) for name in ("route/a", "route/a/std", "route/b/std", "std")]
+    [False, True, False, True]
+    """
+    if detail in columns:
+        return False
+    part = detail.rpartition("/")[0]
+    while part and part not in columns:
+        part = part.rpartition("/")[0]
+    of_fallback = columns.get(f"{part}/fallback" if part else "fallback")
+    scored = np.isfinite(columns[part] if part else values)
+    return bool((scored if of_fallback is None else scored & np.isnan(of_fallback)).any())
 
 
 def _magnitude(count: int) -> int:

@@ -152,9 +152,9 @@ def sample_of(body: Mapping[str, Any]) -> Sample:
     """The sample of a request: the task's messages as prompt, and the response's items as completion.
 
     Raises:
-        DataError: There is no input or no output, or an item is of an unknown kind.
+        DataError: There is no input or no output, or an item is of an unknown kind or has another form.
     """
-    params, response = body.get("responses_create_params") or {}, body.get("response") or {}
+    params, response = (_object(body.get(name) or {}, f"`{name}`") for name in _REQUEST)
     given, output = params.get("input"), response.get("output")
     if given is None or not isinstance(output, list):
         raise DataError(
@@ -164,7 +164,7 @@ def sample_of(body: Mapping[str, Any]) -> Sample:
     if params.get("instructions"):
         prompt = [{"role": "system", "content": params["instructions"]}, *prompt]
     columns = {name: value for name, value in body.items() if name not in _REQUEST}
-    tools = [_tool(tool) for tool in params.get("tools") or ()]
+    tools = [_tool(_object(tool, "A tool")) for tool in params.get("tools") or ()]
     return Sample(prompt, _messages(output), {**columns, **({"tools": tools} if tools else {})})
 
 
@@ -172,11 +172,13 @@ def _messages(items: Sequence[Mapping[str, Any]]) -> list[Message]:
     """Items of OpenAI's Responses API as messages; reasoning is left out, as chat templates leave it out of earlier turns."""
     messages: list[Message] = []
     for item in items:
-        kind = item.get("type") or "message"
+        kind = _object(item, "An item").get("type") or "message"
         if kind == "message":
             role = item.get("role", "assistant")
             messages.append({"role": role, "content": _text(item.get("content"))})
         elif kind == "function_call":
+            if not isinstance(item.get("name"), str):
+                raise DataError(f"A function call has no name: {item!r:.200}.")
             call = {
                 "type": "function",
                 "id": item.get("call_id"),
@@ -193,10 +195,17 @@ def _messages(items: Sequence[Mapping[str, Any]]) -> list[Message]:
     return messages
 
 
+def _object(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise DataError(f"{name} must be an object, not {value!r:.80}. Send requests in the form of OpenAI's Responses API.")
+    return value
+
+
 def _text(content: Any) -> str:
     if isinstance(content, str) or content is None:
         return content or ""
-    parts = [part if isinstance(part, str) else part.get("text", part.get("refusal")) for part in content]
+    objects = [{"text": part} if isinstance(part, str) else _object(part, "A part of a message") for part in content]
+    parts = [part.get("text", part.get("refusal")) for part in objects]
     if None in parts:
         raise DataError("A message has a part that is not text. Only text can be scored here.")
     return "".join(map(str, parts))

@@ -12,10 +12,10 @@ from typing import Any
 
 from rm_plugins.data.plain_values import plain_row
 from rm_plugins.errors import DataError, MissingDependencyError
-from rm_plugins.samples import Message, Sample
+from rm_plugins.samples import Message, Sample, message_text
 from rm_plugins.server.dialects.queries import has_special_tokens, without_eos
 from rm_plugins_engines.engine_reward import NO_REWARD, EngineReward, NoReward
-from rm_plugins_engines.prompts import AUTO, COLUMN, TEXT, PromptSource
+from rm_plugins_engines.prompts import AUTO, COLUMN, RENDERED, TEXT, PromptSource
 from rm_plugins_engines.shared_reward import Spec
 
 ENGINE = "NeMo-RL"
@@ -65,7 +65,7 @@ def environment(spec: Spec, *, no_reward: NoReward = "raise", prompt: str = AUTO
                 next_stop_strings=[None] * len(logs),
                 rewards=torch.tensor([outcome.value for outcome in outcomes], dtype=torch.float32),
                 terminateds=torch.ones(len(logs), dtype=torch.bool),
-                answers=[str(log[-1]["content"]) for log in logs],
+                answers=[message_text(log[-1]) for log in logs],
             )
 
         def global_post_process_and_metrics(self, batch: Any) -> tuple[Any, dict[str, float]]:
@@ -116,13 +116,13 @@ def sample_of(log: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any] | No
     """The sample of a message log whose last message is the completion.
 
     Raises:
-        DataError: The log does not end with the assistant's message; or the prompt is missing, or rendered.
+        DataError: The log does not end with the assistant's message; the prompt is missing, or rendered; or a text has an image.
     """
     if not log or log[-1]["role"] != "assistant":
         raise DataError("A message log of NeMo-RL must end with the assistant's message, which is scored.")
     columns = plain_row({name: value for name, value in (metadata or {}).items() if name != FACTS})
-    before, completion = log[:-1], str(log[-1]["content"])
-    text = "".join(str(message["content"]) for message in before)
+    before, completion = log[:-1], message_text(log[-1], strict=True)
+    text = "".join(message_text(message, strict=source.source == RENDERED) for message in before)
     is_messages = source.source == TEXT or (source.source == AUTO and not has_special_tokens(text))
     if not is_messages:
         return source.sample("" if source.source.startswith(COLUMN) else text, completion, columns)

@@ -57,8 +57,9 @@ class PromptSource:
             columns: The other columns of the row.
 
         Raises:
-            DataError: The prompt is missing, or it is rendered and the source says nothing about that.
+            DataError: The prompt is missing or no text, or it is rendered and the source says nothing about that.
         """
+        self._check_texts(prompt=prompt, completion=completion)
         columns = plain_row(columns)
         if self.source == RENDERED:
             return RenderedSample.of(prompt + completion, add_special_tokens=False, prompt=prompt, columns=columns)
@@ -81,9 +82,15 @@ class PromptSource:
         Raises:
             DataError: As `sample`; or the end of the prompt in the query cannot be determined.
         """
+        self._check_texts(query=query, prompt=prompt)
         if self.source == RENDERED:
             return RenderedSample.of(query, add_special_tokens=False, prompt=prompt, columns=plain_row(columns))
         return self.sample(prompt, completion_of(query, prompt), columns)
+
+    def _check_texts(self, **texts: object) -> None:
+        for part, text in texts.items():
+            if not isinstance(text, str):
+                raise DataError(f"{self.engine} hands over a {part} that is not text: {text!r:.80} ({type(text).__name__}).")
 
     def _in_columns(self, columns: Mapping[str, Any]) -> str | Sequence[Mapping[str, Any]]:
         path = self.source.removeprefix(COLUMN)
@@ -91,10 +98,13 @@ class PromptSource:
         for name in path.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
             value = from_json(value)
-        if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value)):
+        if isinstance(value, (list, tuple)) and value and all(isinstance(item, Mapping) for item in value):
+            return list(value)
+        if isinstance(value, str):
             return value
+        instead = "" if value is None else f", only {value!r:.80} ({type(value).__name__})"
         raise DataError(
-            f"{self.engine} hands over no prompt that a reward could render, and {self.column_in} has none in {path!r} (it has: "
+            f"{self.engine} hands over no prompt that a reward could render, and {self.column_in} has none in {path!r}{instead} (it has: "
             f"{', '.join(map(str, columns)) or 'nothing'}). Put the prompt there when the dataset is made, as text or messages; or set "
             f"`prompt` in the adapter to the column that has it, or to 'none' for a reward that reads completions only."
         )

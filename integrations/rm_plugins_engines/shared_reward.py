@@ -2,7 +2,7 @@
 
 An engine calls its reward for one sample at a time, from many coroutines or threads. The calls meet in a
 `rm_plugins.batching.batcher.Batcher`, which has an event loop and a thread of its own, so that callers may use any event loop or none.
-A forked child has neither of them: it loads the reward again.
+A forked child has neither of them: it loads the reward again, and computes in one thread.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,15 @@ _UNBOUNDED = 2**62
 """The engine bounds how many samples wait."""
 
 
+_imported_by = os.getpid()
+
+
+def _use_one_thread_if_forked() -> None:
+    """torch's threads do not survive a fork, after which a computation in several threads crashes or never ends."""
+    if os.getpid() != _imported_by and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 class SharedReward:
     """A loaded reward, and the batches in which its callers' samples are scored. Any thread and any event loop may call it.
 
@@ -55,6 +65,7 @@ class SharedReward:
     """
 
     def __init__(self, spec: Spec) -> None:
+        _use_one_thread_if_forked()
         self.reward = ServedReward(load(spec)) if callable(spec) else ServedReward.load(spec)
         self.counts: Counter[str] = Counter()
         self.counting = threading.Lock()
@@ -168,24 +179,38 @@ async def shared_reward_async(spec: Spec) -> SharedReward:
     return shared if shared is not None else await asyncio.to_thread(shared_reward, spec)
 
 
-def check_spec(spec: Spec) -> None:
-    """Refuse, before an engine starts, a spec whose file is not on this machine.
+def located(spec: Spec) -> Spec:
+    """The spec with the absolute path of its file or folder, which processes with another working directory find too.
+
+    >>> located("constant"), located("http://10.0.0.5:8000/reward.json")
+    ('constant', 'http://10.0.0.5:8000/reward.json')
+    """
+    if not isinstance(spec, (str, Path)) or is_url(spec):
+        return spec
+    path = os.path.abspath(os.path.expanduser(spec))
+    is_named = isinstance(spec, Path) or path.endswith(FILE_ENDINGS) or str(spec).startswith(("/", ".", "~"))
+    return path if is_named or os.path.isdir(path) else spec
+
+
+def is_url(spec: Spec) -> bool:
+    """Whether a spec is the URL of a remote scorer."""
+    return isinstance(spec, str) and spec.lower().startswith(("http://", "https://"))
+
+
+def checked_spec(spec: Spec) -> Spec:
+    """The located spec. A spec whose file is not on this machine is refused before an engine starts.
 
     Raises:
         SpecError: There is no such file.
     """
-    if isinstance(spec, Path) or (isinstance(spec, str) and (spec.endswith(FILE_ENDINGS) or os.path.isabs(spec))):
-        path = Path(spec)
-        if not path.exists():
-            raise SpecError(
-                f"The spec {path} is not on the machine {socket.gethostname()!r}. Engines call rewards on several machines: put the file "
-                "and what it names where all of them read it, or write the adapter for the URL of `rm-plugins serve`."
-            )
+    place = located(spec)
+    if isinstance(place, str) and os.path.isabs(place) and not os.path.exists(place):
+        raise SpecError(
+            f"The spec {place} is not on the machine {socket.gethostname()!r}. Engines call rewards on several machines: put the file "
+            "and what it names where all of them read it, or write the adapter for the URL of `rm-plugins serve`."
+        )
+    return place
 
 
 def _key(spec: Spec) -> Any:
-    if isinstance(spec, Mapping):
-        return canonical_json(spec)
-    if isinstance(spec, (str, Path)):
-        return os.path.abspath(spec) if os.path.exists(spec) else str(spec)
-    return spec
+    return canonical_json(spec) if isinstance(spec, Mapping) else located(spec)

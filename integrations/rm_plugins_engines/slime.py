@@ -6,7 +6,7 @@ messages, or the text is scored unchanged. slime has no way to train without a r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rm_plugins.data.plain_values import plain_row, plain_value
@@ -49,7 +49,7 @@ class SlimeReward:
 
         Args:
             args: slime's arguments.
-            sample: A sample, or with ``--group-rm`` the samples of a prompt.
+            sample: A sample; or several that a custom generation returned; or with ``--group-rm`` the samples of a prompt.
             others: Ignored.
 
         Returns:
@@ -67,7 +67,8 @@ class SlimeReward:
                 "slime leaves out a group only through its dynamic filter. Add --dynamic-sampling-filter-path MODULE.keep_group with the "
                 "adapter's module, or choose `no_reward='raise'` or a number."
             )
-        reward = self.group_reward if several else self.reward
+        # Without --group-rm, a list has the turns of one generation, which must not be compared.
+        reward = self.group_reward if several and getattr(args, "group_rm", False) else self.reward
         outcomes = await reward.score_async([self._sample(one) for one in samples])
         for one, outcome in zip(samples, outcomes, strict=True):
             if not isinstance(getattr(one, "metadata", None), dict):
@@ -84,12 +85,12 @@ class SlimeReward:
     def _sample(self, sample: Any) -> Sample:
         metadata = {name: value for name, value in dict(sample.metadata or {}).items() if name != METADATA}
         columns = {**metadata, **({} if sample.label is None else {"label": sample.label})}
-        if isinstance(sample.prompt, str):
-            return self._prompt.sample(sample.prompt, sample.response, columns)
         if self._prompt.source == NONE:
             return self._prompt.sample("", sample.response, columns)
-        messages: list[Mapping[str, Any]] = plain_value(list(sample.prompt))
-        return Sample(messages, without_eos(sample.response), plain_row(columns))
+        prompt = plain_value(sample.prompt)
+        if not isinstance(prompt, (list, tuple)):
+            return self._prompt.sample(prompt, sample.response, columns)
+        return Sample(prompt, without_eos(sample.response), plain_row(columns))
 
 
 def _keyed(key: str, outcome: Outcome) -> dict[str, Any]:

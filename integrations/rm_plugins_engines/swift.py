@@ -23,16 +23,34 @@ _OF_THE_RUN = ("trainer_state", "trajectory_inputs", "prompt_id", "request_id", 
 """What ms-swift hands over that is not in the dataset's row, and cannot be part of a sample."""
 
 
+def register(spec: Spec, *, no_reward: NoReward = "raise") -> None:
+    """Register a reward in ms-swift: `orm` and `model_plugin` as ``rm_plugins``, and `async_orm` as ``rm_plugins_async``.
+
+    Args:
+        spec: Anything that `rm_plugins.load` takes.
+        no_reward: What a sample without a reward becomes, as in `orm`.
+
+    Raises:
+        MissingDependencyError: ms-swift is not installed, or too old.
+        SpecError: An argument is wrong.
+    """
+    function, asynchronous = orm(spec, no_reward=no_reward), async_orm(spec, no_reward=no_reward)
+    from swift.rewards import orms, rm_plugins
+
+    orms["rm_plugins"], orms["rm_plugins_async"] = function, asynchronous
+    rm_plugins["rm_plugins"] = model_plugin(spec, no_reward=no_reward)
+
+
 def orm(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
     """A synchronous reward class for ``orms``, ms-swift's registry of ``--reward_funcs``.
 
     Args:
         spec: Anything that `rm_plugins.load` takes.
         no_reward: What a sample without a reward becomes: ``"raise"``, a number, or ``"drop"``, which is ms-swift's None and
-            needs a second reward function.
+            needs a second reward function and ``--reward_weights``.
 
     Raises:
-        MissingDependencyError: ms-swift is not installed.
+        MissingDependencyError: ms-swift is not installed, or too old.
         SpecError: An argument is wrong.
     """
     base = _base("ORM")
@@ -108,10 +126,11 @@ def samples_of(completions: Sequence[str], columns: Mapping[str, Any]) -> list[S
 
     Args:
         completions: The last messages' contents, [N].
-        columns: The other arguments; lists of N items are columns, and ``messages`` has the conversations, each with its completion.
+        columns: The other arguments; lists, arrays and tensors of N items are columns, and ``messages`` has the conversations, each with
+            its completion.
 
     Raises:
-        DataError: There are no messages, or their number differs from that of the completions.
+        DataError: There are no messages, or their number differs from that of the completions; or a conversation ends otherwise.
     """
     conversations = columns.get("messages")
     if conversations is None or len(conversations) != len(completions):
@@ -119,21 +138,23 @@ def samples_of(completions: Sequence[str], columns: Mapping[str, Any]) -> list[S
             f"ms-swift hands over {len(completions)} completions with {'no' if conversations is None else len(conversations)} `messages`; "
             "one conversation for each is needed. Call the reward with the column `messages`."
         )
+    others = plain_row({name: values for name, values in columns.items() if name not in ("messages", *_OF_THE_RUN)})
     by_row = {
-        name: values
-        for name, values in columns.items()
-        if name not in ("messages", *_OF_THE_RUN) and isinstance(values, Sequence) and not isinstance(values, str)
+        name: values for name, values in others.items() if isinstance(values, (list, tuple)) and len(values) == len(completions)
     }
-    by_row = {name: values for name, values in by_row.items() if len(values) == len(completions)}
     return [
-        _sample([*messages[:-1], {**messages[-1], "content": completion}], {name: by_row[name][row] for name in by_row})
+        _sample(messages, {name: by_row[name][row] for name in by_row}, completion)
         for row, (completion, messages) in enumerate(zip(completions, conversations, strict=True))
     ]
 
 
-def _sample(messages: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> Sample:
-    """A conversation whose last message is the completion."""
+def _sample(messages: Sequence[Mapping[str, Any]], columns: Mapping[str, Any], completion: str | None = None) -> Sample:
+    """A conversation whose last message is the completion, which may have another content."""
     turns = [{name: value for name, value in message.items() if name != "loss"} for message in plain_value(list(messages))]
+    if not turns or turns[-1].get("role") != "assistant":
+        raise DataError("A conversation of ms-swift must end with the assistant's message, which is scored.")
+    if completion is not None:
+        turns[-1]["content"] = completion
     kept = {name: value for name, value in columns.items() if name not in _OF_THE_RUN and value is not None}
     return Sample(turns[:-1], turns[-1:], plain_row(kept))
 
@@ -143,14 +164,17 @@ def _reward(spec: Spec, no_reward: NoReward, *, in_step: bool = True) -> EngineR
 
 
 def _check_drop(reward: EngineReward, args: Any) -> None:
-    """Refuse ``drop`` where this is the only reward, whose None ms-swift would add up to 0."""
+    """Refuse ``drop`` where this may be the only reward, whose None ms-swift would add up to 0."""
     if reward.no_reward != "drop":
         return
-    functions = [*_listed(getattr(args, "reward_funcs", None)), *_listed(getattr(args, "reward_model", None))]
-    if len(functions) < 2:
+    functions, models, weights = (
+        len(_listed(getattr(args, name, None))) for name in ("reward_funcs", "reward_model", "reward_weights")
+    )
+    if max(functions, 1) + models < 2 and weights < 2:  # only Megatron's arguments have the functions
         raise UnsupportedError(
-            "ms-swift adds up its reward functions without those that return None. This is the only one, so a sample without a reward "
-            "would get 0. Choose `no_reward='raise'` or a number, or train with a second reward function."
+            "ms-swift adds up its reward functions without those that return None. If this is the only one, a sample without a reward gets "
+            "0. Choose `no_reward='raise'` or a number; or train with a second reward function, and set --reward_weights, which shows here "
+            "that there are two."
         )
 
 
@@ -163,7 +187,8 @@ def _base(name: str) -> type[Any]:
         from swift.rewards import orm as theirs
     except ImportError as error:
         raise MissingDependencyError(
-            f"A reward class for ms-swift needs the package ms-swift ({error}): pip install ms-swift."
+            f"A reward class for ms-swift needs `swift.rewards`, as in version 4.6, which cannot be imported here ({error}): "
+            "pip install -U ms-swift."
         ) from error
     base: type[Any] = getattr(theirs, name)
     return base

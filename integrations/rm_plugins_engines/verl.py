@@ -161,4 +161,4 @@ def _sample_of(item: Any, completion: str) -> Sample:
 
 def _result(outcome: Outcome) -> dict[str, float | str]:
     assert outcome.value is not None  # verl has no way to leave out a sample, so it is not a choice
-    return {"score": outcome.value, **outcome.facts}
+    return {**outcome.facts, "score": outcome.value}

@@ -29,6 +29,13 @@ def process(completions: Sequence[Any], **columns: Any) -> list[float]:
     return [float(os.getpid())] * len(completions)
 
 
+def threads(completions: Sequence[Any], **columns: Any) -> list[float]:
+    """The threads that torch computes with in this process."""
+    import torch
+
+    return [float(torch.get_num_threads())] * len(completions)
+
+
 def prompt_length(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
     """The length of the prompt's text, which differs if the prompt is lost or rendered."""
     return [

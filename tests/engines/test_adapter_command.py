@@ -6,7 +6,11 @@ import ast
 import asyncio
 import importlib.util
 import os
+import shlex
 import stat
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from click.testing import CliRunner, Result
 from rm_plugins.errors import MissingDependencyError, RmPluginsError
 from rm_plugins_engines.adapter import ENGINES, adapter
 from rm_plugins_engines.adapter_files import ENGINES as FILES
+from rm_plugins_engines.adapter_files import _for_hydra
 
 SPEC = "tests.engines.failing:by_text"
 
@@ -71,7 +76,7 @@ def test_the_file_works(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_unusual_names_are_quoted(engine: str, tmp_path: Path) -> None:
-    folder = tmp_path / 'it\'s, "a" folder'
+    folder = tmp_path / ('it\'s, "a" folder' if engine != "openrlhf" else 'it\'s "a" folder')
     folder.mkdir()
     prompt = [] if FILES[engine].prompt is None else ["--prompt", 'column:it\'s, "a" column']
     ended = run(engine, SPEC, "-o", folder / "reward.py", *prompt)
@@ -105,6 +110,91 @@ def test_the_spec_of_a_file_is_written_with_its_whole_path(tmp_path: Path, monke
     (spec,) = [node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SPEC"]
     assert ast.literal_eval(spec) == str(tmp_path / "helpful.yaml")
     assert "prompt='column:messages', details=['std']" in ast.unparse(tree)
+
+
+def test_the_home_folder_is_written_with_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "helpful.yaml").write_text(f"provider: function\nfunction: {SPEC}\n", encoding="utf-8")
+    assert run("openrlhf", "~/helpful.yaml", "-o", tmp_path / "reward.py").exit_code == 0
+    spec = module_of(tmp_path / "reward.py").SPEC
+    assert spec == str(tmp_path / "helpful.yaml")
+
+
+def test_a_file_does_not_hide_a_provider_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("repetition").touch()
+    assert run("openrlhf", "repetition", "-o", "reward.py").exit_code == 0
+    assert module_of(tmp_path / "reward.py").SPEC == "repetition"
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_functions_in_the_working_directory_are_found_from_everywhere(
+    as_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, name = tmp_path / "it's here", f"rules_{'of_a_file' if as_file else 'alone'}"
+    here.mkdir()
+    (here / f"{name}.py").write_text("def short(completions, **_):\n    return [2.0] * len(completions)\n", encoding="utf-8")
+    spec = f"{name}:short"
+    if as_file:
+        (tmp_path / "reward.yaml").write_text(f"provider: function\nfunction: {spec}\n", encoding="utf-8")
+        spec = "../reward.yaml"
+    called = "import reward; print(reward.reward_func(['Q 4'], ['Q '], [None])['rewards'].tolist())"
+    command = [sys.executable, "-m", "rm_plugins", "adapter", "openrlhf", spec, "-o", str(tmp_path / "reward.py")]
+    subprocess.run(command, cwd=here, check=True)
+    ended = subprocess.run([sys.executable, "-c", called], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert ended.stdout == "[2.0]\n"
+    assert f"sys.path.append({str(here)!r})" in (tmp_path / "reward.py").read_text(encoding="utf-8")
+
+
+def test_a_name_that_engines_do_not_find_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rm_plugins.yaml").write_text("helpful: {provider: constant, value: 1.0}\n", encoding="utf-8")
+    ended = run("verl", "helpful", "-o", "reward.py")
+    assert "'helpful' is a name in rm_plugins.yaml" in str(ended.exception)
+    assert os.listdir(tmp_path) == ["rm_plugins.yaml"]
+
+
+@pytest.mark.parametrize("check", [[], ["--no-check"]])
+def test_a_password_in_a_url_is_refused(check: list[str], tmp_path: Path) -> None:
+    ended = run("verl", "http://me:secret@10.0.0.5:8000", "-o", tmp_path / "reward.py", *check)
+    assert "contains a name or a password" in str(ended.exception)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "quoted"),
+    [
+        *((name, name) for name in ("a,b", "it's", "ü", "a=b(c)[d]{e}", "a b", "$x", "a\\b")),
+        ('a "q"', r"a \"q\""),
+        (r"a\"", r"a\\\""),
+        ("${HOME}", r"\${HOME}"),
+        (r"\${HOME}", r"\\\${HOME}"),
+    ],
+)
+def test_a_path_is_quoted_for_hydra(name: str, quoted: str) -> None:
+    """Hydra 1.3 reads each of these words as the path."""
+    (word,) = shlex.split(_for_hydra(Path("/home") / name / "reward.py"))
+    assert word == f'"/home/{quoted}/reward.py"'
+
+
+def test_toml_reads_the_path(tmp_path: Path) -> None:
+    folder = tmp_path / 'a "quoted", \\ ü folder'
+    folder.mkdir()
+    assert run("verifiers", SPEC, "-o", folder / "reward.py").exit_code == 0
+    lines = (folder / "reward.py").read_text(encoding="utf-8").splitlines()
+    table = tomllib.loads("\n".join(line.removeprefix("#") for line in lines if "env.taskset" in line or " fn = " in line))
+    assert table["env"]["taskset"]["task"]["rewards"]["rm_plugins"]["fn"] == f"{folder}/reward.py:reward"
+
+
+def test_openrlhf_s_path_has_no_comma(tmp_path: Path) -> None:
+    (tmp_path / "a,b").mkdir()
+    assert "splits --reward.remote_url at commas" in str(run("openrlhf", SPEC, "-o", tmp_path / "a,b" / "reward.py").exception)
+
+
+@pytest.mark.parametrize("name", ["verl.py", "random.py", "rm_plugins.py"])
+def test_the_output_does_not_hide_a_package(name: str, tmp_path: Path) -> None:
+    assert "would hide the package" in run("verl", SPEC, "-o", tmp_path / name).output
+    assert os.listdir(tmp_path) == []
 
 
 def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
@@ -141,7 +231,7 @@ def test_a_wrong_argument_writes_nothing(arguments: tuple[str, ...], message: st
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["reward.txt", "my-reward.py", "1.py", "class.py"])
+@pytest.mark.parametrize("name", ["reward.txt", "my-reward.py", "1.py", "class.py", "a².py"])
 def test_the_output_must_be_a_module(name: str, tmp_path: Path) -> None:
     ended = run("verl", SPEC, "-o", tmp_path / name)
     assert "must be a Python module" in ended.output
@@ -152,7 +242,7 @@ def test_the_output_must_be_a_module(name: str, tmp_path: Path) -> None:
 def test_the_output_does_not_hide_the_package_of_its_engine(engine: str, tmp_path: Path) -> None:
     package = engine.replace("-", "_")
     ended = run(engine, SPEC, "-o", tmp_path / f"{package}.py")
-    assert f"would hide the package {package}" in " ".join(ended.output.split())
+    assert f"would hide the package {package!r}" in " ".join(ended.output.split())
     assert os.listdir(tmp_path) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import multiprocessing
 import os
 import pickle
@@ -128,6 +129,34 @@ def test_another_process_loads_its_own(method: str) -> None:
         assert pool.submit(pid_of, adapter).result(600) == pool.submit(os.getpid).result(600) != os.getpid()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_computes_in_one_thread() -> None:
+    """torch crashes or waits forever where a child uses the threads that its parent had started."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        adapter = reward("tests.engines.failing:threads")
+        assert pid_of(adapter) == 2
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+            assert pool.submit(pid_of, adapter).result(600) == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_relative_path_does_not_depend_on_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "reward.yaml").write_text(f"provider: function\nfunction: {MIXED}\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    adapters = [reward("reward.yaml"), reward(Path("reward.yaml")), reward("~/reward.yaml")]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert [pickle.loads(pickle.dumps(adapter)).score(samples("2"))[0].value for adapter in adapters] == [2.0] * 3
+    with pytest.raises(SpecError, match=f"{tmp_path}/elsewhere/reward.yaml is not on the machine"):
+        reward("reward.yaml")
+
+
 def test_a_pickled_adapter_keeps_its_choices() -> None:
     copy = pickle.loads(pickle.dumps(reward(no_reward=-1.0)))
     assert copy.score(samples("none"))[0].value == -1.0
@@ -181,6 +210,31 @@ def test_an_unknown_detail_is_an_error() -> None:
         reward(spec, details=["member/9"]).score(samples("3"))
 
 
+def test_a_detail_that_a_reward_without_details_lacks_is_an_error() -> None:
+    with pytest.raises(SpecError, match=r"no detail 'std'\. It has: none"):
+        reward(details=["std"]).score(samples("3"))
+    assert math.isnan(reward(details=["std"], no_reward=0.0).score(samples("none"))[0].details["std"])
+
+
+def test_a_detail_of_a_part_that_did_not_score_is_missing() -> None:
+    ensemble = {"provider": "ensemble", "aggregate": "mean", "members": [MIXED, MIXED]}
+    route = {"provider": "route", "column": "kind", "routes": {"a": ensemble, "b": {"provider": "constant", "value": 5.0}}}
+    adapter = reward(route, details=["route/a/member/0"])
+    assert adapter.score([rm.Sample("", "3", {"kind": "a"})])[0].details == {"route/a/member/0": 3.0}
+    (outcome,) = adapter.score([rm.Sample("", "3", {"kind": "b"})])
+    assert outcome.value == 5.0
+    assert math.isnan(outcome.details["route/a/member/0"])
+    with pytest.raises(SpecError, match="route/a/member/9"):
+        reward(route, details=["route/a/member/9"]).score([rm.Sample("", "3", {"kind": "a"})])
+
+
+def test_a_detail_of_a_reward_that_a_fallback_replaced_is_missing() -> None:
+    spec = {"provider": "function", "function": MIXED, "on_error": {"fallback": {"provider": "constant", "value": 7.0}}}
+    (outcome,) = reward(spec, details=["std"]).score(samples("error"))
+    assert outcome.value == 7.0
+    assert math.isnan(outcome.details["std"])
+
+
 RENDERED = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
 MESSAGES = [{"role": "user", "content": "2+2?"}]
 
@@ -207,6 +261,26 @@ def test_a_rendered_prompt_is_refused_and_never_rendered_again() -> None:
 def test_a_prompt_that_is_missing_is_an_error() -> None:
     with pytest.raises(DataError, match="has none in 'messages'"):
         PromptSource("column:messages", "an engine", "the row").sample("", "4", {"solution": "4"})
+
+
+@pytest.mark.parametrize("held", [7, [], {"role": "user", "content": "2+2?"}])
+def test_a_prompt_of_another_kind_is_named(held: Any) -> None:
+    with pytest.raises(DataError, match=rf"has none in 'messages', only .*\({type(held).__name__}\)"):
+        PromptSource("column:messages", "an engine", "the row").sample("", "4", {"messages": held})
+
+
+def test_messages_may_be_a_tuple() -> None:
+    found = PromptSource("column:messages", "an engine", "the row").sample("", "4", {"messages": tuple(MESSAGES)})
+    assert found.prompt == MESSAGES
+
+
+@pytest.mark.parametrize("source", ["auto", "text", "rendered", "none", "column:messages"])
+def test_what_is_not_text_is_refused(source: str) -> None:
+    for prompt, completion, part in ((None, "4", "prompt"), ("2+2?", [1, 2], "completion")):
+        with pytest.raises(DataError, match=f"a {part} that is not text"):
+            PromptSource(source, "an engine", "the row").sample(prompt, completion, {"messages": MESSAGES})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="a prompt that is not text"):
+        PromptSource(source, "an engine", "the row").query_sample("4", None, {"messages": MESSAGES})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("source", ["columns", "column:", "rendered "])

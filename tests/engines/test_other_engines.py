@@ -9,21 +9,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError, MissingDependencyError, ScoringError, UnsupportedError
 from rm_plugins_engines.areal import AReaLReward
-from rm_plugins_engines.engine_reward import NoReward
+from rm_plugins_engines.engine_reward import NoReward, Outcome
 from rm_plugins_engines.nemo_gym import NeMoGymReward
 from rm_plugins_engines.nemo_gym import sample_of as gym_sample
 from rm_plugins_engines.nemo_rl import environment, register
+from rm_plugins_engines.nemo_rl import sample_of as nemo_rl_sample
 from rm_plugins_engines.openrlhf import OpenRLHFReward
+from rm_plugins_engines.prompts import PromptSource
 from rm_plugins_engines.slime import SlimeReward
-from rm_plugins_engines.swift import samples_of
+from rm_plugins_engines.swift import orm, samples_of
+from rm_plugins_engines.swift import register as register_in_swift
 from rm_plugins_engines.verifiers import VerifiersReward
-from rm_plugins_engines.verl import VerlReward
+from rm_plugins_engines.verl import VerlReward, _result
 from tests.engines.doubles import SlimeSample, gym_request, nemo_rl_logs, slime_rewards, with_nemo_rl
 from tests.engines.engine_samples import engine_rows
 
@@ -58,6 +63,17 @@ def test_slime_leaves_out_the_group_of_a_sample_without_a_reward() -> None:
     assert reward.keep_group(args, samples[:1])
     with pytest.raises(UnsupportedError, match="--dynamic-sampling-filter-path"):
         asyncio.run(slime_rewards(reward.custom_rm, SimpleNamespace(group_rm=True, reward_key=None), samples))
+
+
+def test_slime_compares_groups_only() -> None:
+    """A custom generation may return several samples, which slime hands over as a list without --group-rm."""
+    ranked = {"provider": "function", "function": MIXED, "transform": "rank-in-group"}
+    samples = [SlimeSample("Q", "1"), SlimeSample("Q", "2")]
+    grouped, alone = (SimpleNamespace(group_rm=group, reward_key=None) for group in (True, False))
+    assert asyncio.run(SlimeReward(ranked).custom_rm(grouped, samples)) == [0.0, 1.0]
+    with pytest.raises(UnsupportedError, match="one by one"):
+        asyncio.run(SlimeReward(ranked).custom_rm(alone, samples))
+    assert asyncio.run(SlimeReward(MIXED).custom_rm(alone, samples)) == [1.0, 2.0]
 
 
 def test_nemo_gym_s_answer_repeats_the_request(model: str, expected: list[float]) -> None:
@@ -100,6 +116,13 @@ def test_nemo_gym_s_items_become_messages() -> None:
     assert sample.messages[2]["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Rome"}}
     assert sample.columns["tools"][0]["function"]["name"] == "weather"
     assert sample.columns["answer"] == "sunny"
+    for given, message in ((["text"], "An item must be an object"), ([{"type": "function_call"}], "has no name")):
+        with pytest.raises(DataError, match=message):
+            gym_sample({"responses_create_params": params, "response": {"output": given}})
+    with pytest.raises(DataError, match="`responses_create_params` must be an object"):
+        gym_sample({"responses_create_params": ["text"], "response": {"output": output}})
+    with pytest.raises(DataError, match="A part of a message must be an object"):
+        gym_sample({"responses_create_params": params, "response": {"output": [{"role": "assistant", "content": [4]}]}})
     with pytest.raises(DataError, match="image_call"):
         gym_sample({"responses_create_params": params, "response": {"output": [{"type": "image_call"}]}})
 
@@ -129,10 +152,78 @@ def test_nemo_rl_s_plain_messages_are_the_prompt(monkeypatch: pytest.MonkeyPatch
     assert environment(LENGTH)({}).step([log], [None]).rewards.tolist() == [7.0]
 
 
+def test_nemo_rl_s_contents_in_parts_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    def log(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+        answer = [{"type": "text", "text": "4"}, {"type": "text", "text": "2"}]
+        return [{"role": "user", "content": [*parts]}, {"role": "assistant", "content": answer}]
+
+    with_nemo_rl(monkeypatch)
+    text, image = {"type": "text", "text": "<|user|>6*7?"}, {"type": "image", "image": "sea.png"}
+    source = PromptSource("rendered", "NeMo-RL", "extra_env_info")
+    assert nemo_rl_sample(log(text), None, source).completion == "<|user|>6*7?42"
+    with pytest.raises(DataError, match="'image'"):
+        nemo_rl_sample(log(image, text), None, source)
+    step = environment(MIXED, prompt="none")({}).step([log(image, text)], [None])
+    assert (step.rewards.tolist(), step.answers) == ([42.0], ["42"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_refused"),
+    [
+        ({}, True),  # those of GRPOTrainer have no reward_funcs
+        ({"reward_weights": [1.0, 0.5]}, False),
+        ({"reward_weights": [1.0]}, True),
+        ({"reward_model": ["judge"]}, False),
+        ({"reward_funcs": ["rm_plugins"]}, True),
+        ({"reward_funcs": ["rm_plugins", "format"]}, False),
+    ],
+)
+def test_swift_drops_samples_only_if_another_reward_is_left(
+    settings: dict[str, Any], is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = type("ORM", (), {"__init__": lambda self, args=None, **_: None})
+    monkeypatch.setattr("rm_plugins_engines.swift._base", lambda name: base)
+    made = orm(MIXED, no_reward="drop")
+    if is_refused:
+        with pytest.raises(UnsupportedError, match="--reward_weights"):
+            made(args=SimpleNamespace(**settings))
+    else:
+        messages = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}] for text in ("1", "none")]
+        assert made(args=SimpleNamespace(**settings))(["1", "none"], messages=messages) == [1.0, None]
+
+
 def test_swift_s_arguments_of_the_run_are_no_columns() -> None:
     messages = [*ROWS[0]["messages"], {"role": "assistant", "content": "4", "loss": True}]
     (sample,) = samples_of(["4"], {"messages": [messages], "solution": ["4"], "request_id": ["r"], "trainer_state": None})
     assert sample == rm.Sample(ROWS[0]["messages"], "4", {"solution": "4"})
+
+
+def test_swift_s_columns_may_be_arrays() -> None:
+    messages = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": ""}]] * 2
+    columns = {
+        "messages": messages,
+        "solution": np.array(["a", "b"]),
+        "level": torch.tensor([1, 2]),
+        "temperature": np.float32(1),
+    }
+    assert [sample.columns for sample in samples_of(["4", "5"], columns)] == [
+        {"solution": "a", "level": 1},
+        {"solution": "b", "level": 2},
+    ]
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "user", "content": "4"}]])
+def test_swift_s_conversation_ends_with_the_assistant(messages: list[Any]) -> None:
+    with pytest.raises(DataError, match="must end with the assistant's message"):
+        samples_of(["4"], {"messages": [messages]})
+
+
+def test_slime_s_prompt_that_is_missing_is_an_error() -> None:
+    sample = SlimeSample(None, "4")
+    args = SimpleNamespace(group_rm=False)
+    with pytest.raises(DataError, match="slime hands over a prompt that is not text"):
+        asyncio.run(SlimeReward(MIXED).custom_rm(args, sample))
+    assert asyncio.run(SlimeReward(MIXED, prompt="none").custom_rm(args, sample)) == 4.0
 
 
 ANSWERS = {"1": 1.0, "none": None, "error": None}
@@ -214,6 +305,11 @@ def test_verl_needs_the_prompt_in_the_row() -> None:
         VerlReward(LENGTH).compute_score_sync("source", "4", "4", {"index": 3})
 
 
+def test_a_detail_does_not_replace_verl_s_score() -> None:
+    outcome = Outcome(1.0, "", {"score": 9.0}, "fingerprint")
+    assert _result(outcome)["score"] == 1.0
+
+
 def test_openrlhf_s_plain_prompt_is_cut_off_the_query() -> None:
     values = OpenRLHFReward(LENGTH).reward_func(["2+2? 4</s>", "Sea? salt"], ["2+2? ", "Sea? "], [None, "label"])["rewards"]
     assert values.tolist() == [5.0, 5.0]
@@ -225,6 +321,7 @@ def test_openrlhf_s_plain_prompt_is_cut_off_the_query() -> None:
         (lambda: environment(MIXED), "NeMo-RL"),
         (lambda: NeMoGymReward(MIXED).resources_server(), "NeMo Gym"),
         (lambda: AReaLReward(MIXED).workflow(), "AReaL"),
+        (lambda: register_in_swift(MIXED), "needs `swift.rewards`, as in version 4.6"),
     ],
 )
 def test_an_engine_that_is_not_installed_is_named(make: Any, engine: str) -> None:
