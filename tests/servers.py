@@ -52,7 +52,8 @@ def free_port() -> int:
 
 def workers_of(process: int) -> list[int]:
     """The processes that serve for a process of ``rm-plugins serve``, where there are several."""
-    children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()
+    tasks = Path(f"/proc/{process}/task").glob("*/children")  # a child belongs to the thread that started it
+    children = [child for task in tasks for child in task.read_text(encoding="utf-8").split()]
     return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8")]
 
 

@@ -300,9 +300,9 @@ class Batcher(Generic[Work, Result]):
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     async def settled(self) -> None:
-        """Wait until the batches that are currently running have ended."""
-        if self._running:
-            await asyncio.wait(set(self._running))
+        """Wait until the batches and calls that are currently running have ended."""
+        if running := self._running | self._calls:
+            await asyncio.wait(running)
 
     async def drained(self) -> None:
         """Wait until all accepted requests are finished and nothing runs."""

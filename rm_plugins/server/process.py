@@ -32,6 +32,7 @@ from rm_plugins.server.reward_replicas import RewardReplicas, check_shared
 from rm_plugins.server.served_reward import HostedReward
 from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
+from rm_plugins.server.signals import held_back, receive
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +74,13 @@ class Worker:
         number: Its number, from 0.
         workers: The state of all of them.
         agreement: The reward that all of them serve.
+        parent: The id of the process that has started them.
     """
 
     number: int
     workers: Workers
     agreement: Agreement
+    parent: int
 
     def becomes(self, state: State) -> None:
         """Note the state of this process."""
@@ -123,10 +126,12 @@ def serve(serving: Serving, listening: socket.socket, worker: Worker | None = No
     early_reloads: list[int] = []
     signal.signal(signal.SIGHUP, lambda number, frame: early_reloads.append(number))
     signal.signal(signal.SIGTERM, _end_while_loading)
-    parent = os.getppid()
+    # A terminal sends SIGINT to all processes, and the parent of several forwards it.
+    signal.signal(signal.SIGINT, _end_while_loading if worker is None else signal.SIG_IGN)
+    receive()
     settings = serving.settings
     reward = _loaded(serving, worker)
-    reload_all = None if worker is None else lambda: os.kill(parent, signal.SIGHUP)
+    reload_all = None if worker is None else lambda: os.kill(worker.parent, signal.SIGHUP)
     app = create_app(reward, settings, reload_all=reload_all, replicas=None if worker is None else worker.workers)
     if worker is not None:
         app.state.service.joins = worker.join
@@ -141,7 +146,7 @@ def serve(serving: Serving, listening: socket.socket, worker: Worker | None = No
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
     )
-    server = _Server(config, app.state.service, serving.url, None if worker is None else parent, early_reloads, worker)
+    server = _Server(config, app.state.service, serving.url, early_reloads, worker)
     try:
         server.run(sockets=[listening])
     finally:
@@ -187,7 +192,8 @@ def _join(worker: Worker, reward: HostedReward) -> None:
 class _Server(uvicorn.Server):
     """After the first signal, refuses new requests and answers the accepted ones before it stops.
 
-    It also stops when the process `parent` ends. `early_reloads` has the reload signals that arrived while the reward was being loaded.
+    Where it is one of several, it also stops when their parent ends. `early_reloads` has the reload signals that arrived while the reward
+    was being loaded.
     """
 
     def __init__(
@@ -195,7 +201,6 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         service: Service,
         url: str,
-        parent: int | None,
         early_reloads: list[int],
         worker: Worker | None,
     ) -> None:
@@ -203,7 +208,6 @@ class _Server(uvicorn.Server):
         self.finished = True
         self._service = service
         self._url = url
-        self._parent = parent
         self._early_reloads = early_reloads
         self._worker = worker
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -227,7 +231,7 @@ class _Server(uvicorn.Server):
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._parent is not None and sig == signal.SIGINT:
+        if self._worker is not None and sig == signal.SIGINT:
             return  # a terminal sends it to all processes, and the parent forwards it
         if self._is_stopping or self._loop is None:
             self.should_exit = self.force_exit = True
@@ -242,10 +246,10 @@ class _Server(uvicorn.Server):
         end_all()  # including a process that is still loading
 
     async def on_tick(self, counter: int) -> bool:
-        if self._parent is not None and os.getppid() != self._parent and not self._is_stopping:
-            logger.error("The parent process has ended; stopping")
-            self.handle_exit(signal.SIGTERM, None)
         if self._worker is not None:
+            if os.getppid() != self._worker.parent and not self._is_stopping:
+                logger.error("The parent process has ended; stopping")
+                self.handle_exit(signal.SIGTERM, None)
             self._worker.becomes("serving" if self._service.reward.is_alive else "restarting")
         return await super().on_tick(counter)
 
@@ -276,7 +280,9 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
     """
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     states, agreement = Workers(context, number), Agreement(context)
-    workers = [_Supervised(context, (serving, listening), Worker(place, states, agreement)) for place in range(number)]
+    workers = [
+        _Supervised(context, (serving, listening), Worker(place, states, agreement, os.getpid())) for place in range(number)
+    ]
     ends_at = math.inf
 
     def send(signal_number: int) -> None:
@@ -346,7 +352,8 @@ class _Supervised:
     def start(self) -> None:
         process = self._context.Process(target=_work, args=(*self._arguments, self._worker))
         self._worker.starts()
-        process.start()
+        with held_back():
+            process.start()
         self.process = process
 
     def send(self, signal_number: int) -> None:

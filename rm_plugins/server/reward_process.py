@@ -29,6 +29,7 @@ from rm_plugins.server.dialects.dialect import Token
 from rm_plugins.server.replicas import AUTO, Replica, State
 from rm_plugins.server.request_log import configure_logging
 from rm_plugins.server.served_reward import HostedReward, RewardFacts, RewardGone, RewardLate, ServedReward
+from rm_plugins.server.signals import SIGNALS, held_back, receive
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ _SECONDS_OF_GRACE = 30.0
 """The additional time after which a process that hangs ends itself, if the server could not end it."""
 _LONGEST_PAUSE_SECONDS = 60.0
 _CLOSING_SECONDS = 2.0
+_TICK_SECONDS = 0.1
 _STARTING = threading.Lock()
 """Held while a process is started with environment variables of its own, which this process has for that moment."""
 
@@ -94,22 +96,29 @@ class RewardProcess(HostedReward):
         source: The spec or path that the reward is loaded from.
         hosting: The settings of the process.
         place: Where it runs.
+        closing: Ends the process once it is set, also while the reward is being loaded.
 
     Raises:
         RmPluginsError: The reward cannot be loaded.
     """
 
-    def __init__(self, source: str | Path | Mapping[str, Any], hosting: Hosting, place: Place = Place()) -> None:
+    def __init__(
+        self,
+        source: str | Path | Mapping[str, Any],
+        hosting: Hosting,
+        place: Place = Place(),
+        closing: threading.Event | None = None,
+    ) -> None:
         self._hosting = hosting
         self._place = place
         self._variables = place.variables
         self._restarts = 0
         self._numbers = count()
         self._waiting: dict[int, Future[Any]] = {}
+        self._late: set[int] = set()
         self._lock = threading.Lock()
-        self._closing = threading.Event()
+        self._closing = closing or threading.Event()
         self._why = "the reward's process ended"
-        self._is_late = False
         self._source = source
         self._connection: Connection | None
         self._process, self._connection, facts = self._started()
@@ -159,7 +168,7 @@ class RewardProcess(HostedReward):
     def close(self) -> None:
         """End the process."""
         self._closing.set()
-        killing = threading.Timer(_CLOSING_SECONDS, self._process.kill)
+        killing = threading.Timer(_CLOSING_SECONDS, lambda: self._process.kill())
         killing.daemon = True
         killing.start()
         with self._lock, suppress(OSError):
@@ -170,30 +179,32 @@ class RewardProcess(HostedReward):
 
     def _ask(self, name: str, *arguments: Any) -> Any:
         number, answer = next(self._numbers), Future[Any]()
-        timer = threading.Timer(self._hosting.seconds, self._give_up, [self._process])
+        timer = threading.Timer(self._hosting.seconds, self._give_up, [number])
         timer.daemon = True
-        timer.start()
         try:
             with self._lock:
                 if self._connection is None:
-                    raise self._gone()
+                    raise RewardGone(self._why)
                 self._waiting[number] = answer
-                try:
+                timer.start()  # before sending, which waits as long as the process reads nothing
+                with suppress(OSError):  # the process has ended, and `_lost` answers
                     self._connection.send((number, name, arguments))
-                except OSError:
-                    raise self._gone() from None
             return answer.result()
         finally:
             timer.cancel()
-            self._waiting.pop(number, None)
+            self._late.discard(number)
 
-    def _give_up(self, process: Any) -> None:
-        self._why, self._is_late = f"the reward did not answer within {self._hosting.seconds:g} s", True
-        logger.error("%s; ending its process %s%s", self._why, process.pid, self._place)
-        process.kill()
+    def _give_up(self, number: int) -> None:
+        """End the process, unless it has answered meanwhile; `_lost` then answers."""
+        process = self._process
+        if number in self._waiting:
+            self._late.add(number)
+            logger.error("%s; ending its process %s%s", self._why_late, process.pid, self._place)
+            process.kill()
 
-    def _gone(self) -> RewardGone:
-        return (RewardLate if self._is_late else RewardGone)(self._why)
+    @property
+    def _why_late(self) -> str:
+        return f"the reward did not answer within {self._hosting.seconds:g} s"
 
     def _started(self) -> tuple[Any, Connection, RewardFacts]:
         """A new process, the connection to it, and the facts about its reward.
@@ -204,10 +215,13 @@ class RewardProcess(HostedReward):
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         ours, theirs = context.Pipe()
         process = context.Process(target=_hold, args=(theirs, self._source, self._hosting))
-        with _STARTING, environment(self._variables):
+        with _STARTING, environment(self._variables), held_back():
             process.start()
         theirs.close()
         try:
+            while not ours.poll(_TICK_SECONDS):
+                if self._closing.is_set():
+                    process.kill()
             received = ours.recv()
         except (EOFError, OSError):
             process.join()
@@ -242,32 +256,35 @@ class RewardProcess(HostedReward):
             self._connection = None
             answers, self._waiting = self._waiting, {}
         connection.close()
-        for answer in answers.values():
-            answer.set_exception(self._gone())
+        for number, answer in answers.items():
+            answer.set_exception(RewardLate(self._why_late) if number in self._late else RewardGone(self._why))
 
     def _start_again(self) -> None:
         self._process.join(_CLOSING_SECONDS)
         pid, status = self._process.pid, self._process.exitcode
         logger.error("The reward's process %s%s ended with exit status %s; it is replaced", pid, self._place, status)
-        self._why, self._is_late = "the reward's process ended", False
+        self._why = "the reward's process ended"
         for pause in pauses():
             if self._closing.wait(pause):
                 return
             try:
                 process, connection, facts = self._started()
             except RmPluginsError as error:
-                logger.error("The reward could not be loaded again; retrying: %s", error)
+                if not self._closing.is_set():
+                    logger.error("The reward could not be loaded again; retrying: %s", error)
                 continue
-            if self._closing.is_set():
-                process.kill()
-                return
-            if facts.fingerprint == self.facts.fingerprint:
+            with self._lock:
+                is_usable = facts.fingerprint == self.facts.fingerprint and not self._closing.is_set()
+                if is_usable:
+                    self._process, self._connection = process, connection
+            if is_usable:
                 self._restarts += 1
-                self._process, self._connection = process, connection
                 logger.warning("The reward has a new process, %s%s", process.pid, self._place)
                 return
             connection.close()
             process.kill()
+            if self._closing.is_set():
+                return
             self._why = "the reward's process ended, and its files have changed since it was loaded"
             logger.error(
                 "%s: reload the server to serve %s instead of %s", self._why, facts.fingerprint[:12], self.fingerprint[:12]
@@ -282,8 +299,9 @@ def end_all() -> None:
 
 def _hold(connection: Connection, source: str | Path | Mapping[str, Any], hosting: Hosting) -> None:
     """Load a reward, and answer the requests of the connection until it is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # they are for the server, which ends this process itself
+    receive()  # so that programs that the reward starts can be ended
     configure_logging(hosting.log_format)
     try:
         reward = ServedReward.load(source)

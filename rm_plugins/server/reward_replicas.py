@@ -109,29 +109,29 @@ class RewardReplicas(HostedReward):
         """The answer of a process; of a second one if the first ends.
 
         Raises:
-            RewardGone: Both have ended, there is no other one, or the first did not answer in time. A call may be what ends a process, so
-                it gets no third one.
+            RewardGone: Both have ended, none is running, or the first did not answer in time. A call may be what ends a process, so it gets
+                no third one.
         """
-        with self._free() as first:
-            try:
-                return call(first)
-            except RewardLate:
+        try:
+            with self._free() as process:
+                return call(process)
+        except RewardLate:
+            raise
+        except RewardGone:
+            if not self.is_alive:
                 raise
-            except RewardGone:
-                if not any(process.is_alive for process in self._processes if process is not first):
-                    raise
-                logger.warning("A replica has ended; another one answers its requests")
-        with self._free(first) as second:
-            return call(second)
+            logger.warning("A replica has ended; another one answers its requests")
+        with self._free() as process:
+            return call(process)
 
     @contextmanager
-    def _free(self, other: RewardProcess | None = None) -> Iterator[RewardProcess]:
-        """The process with the fewest calls, as soon as it may have another call; not `other`."""
+    def _free(self) -> Iterator[RewardProcess]:
+        """The process with the fewest calls, as soon as it may have another call."""
         with self._changed:
-            process = self._idlest(other)
+            process = self._idlest()
             while self._calls[process] >= self._most_calls:
                 self._changed.wait(_TICK_SECONDS)  # not longer, because a process may have been started again meanwhile
-                process = self._idlest(other)
+                process = self._idlest()
             self._calls[process] += 1
         try:
             yield process
@@ -140,9 +140,9 @@ class RewardReplicas(HostedReward):
                 self._calls[process] -= 1
                 self._changed.notify_all()
 
-    def _idlest(self, other: RewardProcess | None) -> RewardProcess:
-        usable = [process for process in self._processes if process.is_alive and process is not other]
-        return min(usable or self._processes, key=self._calls.__getitem__)  # if none is alive, the call says why
+    def _idlest(self) -> RewardProcess:
+        alive = [process for process in self._processes if process.is_alive]
+        return min(alive or self._processes, key=self._calls.__getitem__)  # if none is alive, the call says why
 
 
 def check_shared(facts: RewardFacts, replicas: int) -> None:
@@ -162,18 +162,20 @@ def _loaded(source: str | Path | Mapping[str, Any], hosting: Hosting, devices: S
     """A process per device; all load the reward at the same time.
 
     Raises:
-        RmPluginsError: The reward cannot be loaded on one of them; the others are ended as soon as they are loaded.
+        RmPluginsError: The reward cannot be loaded on one of them; the others are ended.
     """
     pool = ThreadPoolExecutor(len(devices), thread_name_prefix="rm-plugins-load")
     places = [Place(number, len(devices), device) for number, device in enumerate(devices)]
     for place in places if len(places) > 1 else ():
         logger.info("Replica %d of %d loads the reward for %s", place.number, place.processes, place.device)
-    loads = [pool.submit(RewardProcess, source, hosting, place) for place in places]
+    closing = threading.Event()
+    loads = [pool.submit(RewardProcess, source, hosting, place, closing) for place in places]
     pool.shutdown(wait=False)
     wait(loads, return_when=FIRST_EXCEPTION)
     failed = next((load for load in loads if load.done() and load.exception() is not None), None)
     if failed is None:
         return [load.result() for load in loads]
+    closing.set()
     for load in loads:
         load.add_done_callback(_close_loaded)
     raise failed.exception() or AssertionError

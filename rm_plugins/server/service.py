@@ -171,12 +171,11 @@ class Service:
     @at_home
     async def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
         """Render samples; see `rm_plugins.server.dialects.dialect.Scorer`."""
-        reward = self.reward
-        work = await beside(self._work, samples, reward, self.request_id)
+        work = await beside(self._work, samples, self.reward, self.request_id)
         if work.refused:
             raise work.refusal
         with _problems():
-            return await self._batcher.call(reward.render, samples)
+            return await self._batcher.call(self.reward.render, samples)  # perhaps reloaded meanwhile
 
     @at_home
     async def lengths(self, samples: Sequence[Sample]) -> list[int]:
@@ -250,7 +249,8 @@ class Service:
             ) from error
         changed = new.fingerprint != old.fingerprint
         self.metrics.reloaded("changed" if changed else "unchanged")
-        if not changed and new.facts.spec == old.facts.spec:
+        is_serving = all(replica.state == "serving" for replica in old.replicas)
+        if not changed and new.facts.spec == old.facts.spec and is_serving:
             new.close()
             logger.info("The reward has not changed: %s", old.fingerprint[:12])
             return False
@@ -262,8 +262,10 @@ class Service:
         self._warn(new)
         if changed:
             logger.info("The reward has changed: %s replaces %s", new.fingerprint[:12], old.fingerprint[:12])
-        else:
+        elif is_serving:
             logger.info("The reward has new settings: %s", new.fingerprint[:12])
+        else:
+            logger.info("The reward has new processes: %s", new.fingerprint[:12])
         await self._batcher.settled()
         await asyncio.to_thread(old.close)
         return changed

@@ -303,6 +303,19 @@ class TestBatcher:
         batching(test)
         assert "2 requests were not finished" in caplog.text
 
+    def test_calls_that_run_are_waited_for_as_well(self) -> None:
+        async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:
+            called = asyncio.ensure_future(batcher.call(gate.is_open.wait, 10))
+            await asyncio.sleep(0.01)
+            settled = asyncio.ensure_future(batcher.settled())
+            await asyncio.sleep(0.01)
+            assert not settled.done()
+            gate.is_open.set()
+            await settled
+            assert called.done()
+
+        batching(test)
+
     def test_batches_are_told_of(self) -> None:
         batches: list[Batch] = []
 

@@ -19,6 +19,7 @@ from rm_plugins.cli import main
 from rm_plugins.devices import chosen_devices, environment, environment_of
 from rm_plugins.errors import SpecError
 from rm_plugins.usable_cpus import usable_cpus
+from tests.server.conftest import until
 from tests.server.test_serve_command import Start, score, start
 
 __all__ = ["start"]
@@ -177,3 +178,32 @@ def test_devices_and_workers_are_not_given_together(tmp_path: Path) -> None:
     told = CliRunner().invoke(main, ["serve", "reward.yaml", "--devices", "cpu,cpu", "--workers", "2"])
     assert told.exit_code == 2
     assert "--devices starts a replica per device, so leave out --workers." in told.output
+
+
+@pytest.mark.parametrize("options", [("--devices", "cpu,cpu"), ("--workers", "2")])
+def test_signals_to_processes_that_are_being_started_do_not_end_them(options: tuple[str, ...], start: Start) -> None:
+    """A terminal, for example, sends them to all processes."""
+    process = start("rules:slow_length", *options)
+    until(lambda: len(process.workers()) == 2)
+    for one in process.workers():
+        os.kill(one, signal.SIGHUP)
+    with httpx2.Client(base_url=process.url, timeout=20) as client:
+        assert score(client, "abc").json()["rewards"][0]["reward"] == 3.0
+    assert not any("ended with exit status" in str(line.get("message")) for line in process.lines)
+
+
+def test_ctrl_c_ends_replicas_that_are_being_loaded(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "slow_rules.py").write_text("import time\ntime.sleep(60)", encoding="utf-8")
+    process = start("slow_rules:zero", "--devices", "cpu,cpu")
+    process.said("^Replica 1 of 2")
+    process.send(signal.SIGINT)
+    assert process.ended() == 128 + signal.SIGINT
+
+
+def test_workers_end_with_a_parent_that_ends_while_they_are_started(start: Start) -> None:
+    process = start("rules:slow_length", "--workers", "2")
+    until(lambda: len(process.workers()) == 2)
+    workers = process.workers()
+    process.send(signal.SIGKILL)
+    process.ended()
+    until(lambda: not any(Path(f"/proc/{one}").exists() for one in workers), seconds=60)

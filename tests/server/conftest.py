@@ -12,7 +12,8 @@ import pytest
 
 import rm_plugins as rm
 from rm_plugins.samples import Sample
-from rm_plugins.server import ServedReward, Settings, create_app
+from rm_plugins.server import Settings, create_app
+from rm_plugins.server.served_reward import HostedReward
 from rm_plugins.testing import FixedProvider
 from rm_plugins.wire import sample_to_json
 from tests.servers import serving
@@ -28,7 +29,7 @@ SAMPLES = [
 
 
 @contextmanager
-def served(reward: rm.Provider | ServedReward, **chosen: Any) -> Iterator[httpx2.Client]:
+def served(reward: rm.Provider | HostedReward, **chosen: Any) -> Iterator[httpx2.Client]:
     """A client of a server of the reward."""
     headers = {"Authorization": f"Bearer {chosen['api_keys'][0]}"} if "api_keys" in chosen else {}
     with (
@@ -70,8 +71,9 @@ def metric(client: httpx2.Client, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition("{")[0].split(" ")[0] == f"rm_plugins_{name}")
 
 
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(2_000):
+def until(condition: Callable[[], bool], *, seconds: float = 10.0) -> None:
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
         if condition():
             return
         time.sleep(0.002)

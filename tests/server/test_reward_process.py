@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from rm_plugins.errors import AnswerError, DataError, ScoringError, SpecError, p
 from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.server import ServedReward
 from rm_plugins.server.reward_process import Hosting, RewardProcess, pauses
-from rm_plugins.server.served_reward import RewardGone
+from rm_plugins.server.served_reward import RewardGone, RewardLate
 from tests.server.conftest import SAMPLES, until
 
 RULES = """
@@ -39,6 +41,18 @@ def odd(completions):
         if completion == "bug":
             raise ZeroDivisionError("a bug")
     return [None if completion == "abstain" else float(len(completion)) for completion in completions]
+"""
+
+SLOW = """
+import pathlib, time
+
+folder = pathlib.Path(__file__).parent
+if (folder / "slow").exists():
+    (folder / "loading").touch()
+    time.sleep(60)
+
+def zero(completions):
+    return [0.0] * len(completions)
 """
 
 Hosted = Callable[..., RewardProcess]
@@ -132,6 +146,27 @@ def test_one_that_ends_is_started_again(end: str, hosted: Hosted) -> None:
         os.kill(before, signal.SIGKILL)
     until(lambda: reward.is_alive and reward._process.pid != before)
     assert reward.score([of("abc")], ["a"])[0].values.tolist() == [3.0]
+
+
+def test_only_the_call_that_takes_too_long_is_late(hosted: Hosted) -> None:
+    reward = hosted("odd_rules:odd", seconds=2.0)
+    with ThreadPoolExecutor(2) as pool:
+        late = pool.submit(reward.score, [of("hang")], ["a"])
+        until(lambda: bool(reward._waiting))
+        time.sleep(0.5)
+        waiting = pool.submit(reward.score, [of("abc")], ["b"])
+        assert type(late.exception()) is RewardLate
+        assert type(waiting.exception()) is RewardGone
+
+
+def test_one_that_is_being_started_again_ends_when_it_is_closed(hosted: Hosted, tmp_path: Path) -> None:
+    (tmp_path / "slow_rules.py").write_text(SLOW, encoding="utf-8")
+    reward = hosted("slow_rules:zero")
+    (tmp_path / "slow").touch()
+    os.kill(reward._process.pid, signal.SIGKILL)
+    until(lambda: (tmp_path / "loading").exists())
+    reward.close()
+    until(lambda: not multiprocessing.active_children())
 
 
 @pytest.mark.parametrize("word", ["hang", "lock"])

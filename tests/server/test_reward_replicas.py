@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
@@ -20,7 +21,7 @@ from rm_plugins.samples import Sample
 from rm_plugins.server.reward_process import Hosting, RewardProcess
 from rm_plugins.server.reward_replicas import RewardReplicas
 from rm_plugins.server.served_reward import RewardGone, RewardLate, ServedReward
-from tests.server.conftest import SAMPLES, until
+from tests.server.conftest import SAMPLES, served, until
 
 RULES = """
 import os
@@ -42,6 +43,18 @@ def process(completions):
                 once.touch()
                 os._exit(7)
     return [float(os.getpid())] * len(completions)
+"""
+FUSSY = """
+import pathlib, time
+
+try:
+    pathlib.Path(__file__).with_name("first").mkdir()
+except FileExistsError:
+    raise ValueError("only one of us")
+time.sleep(60)
+
+def zero(completions):
+    return [0.0] * len(completions)
 """
 Replicated = Callable[..., RewardReplicas]
 
@@ -174,6 +187,13 @@ def test_what_cannot_be_loaded_is_said_once(replicated: Replicated) -> None:
     assert str(several.value) == str(one.value)
 
 
+def test_if_one_cannot_load_the_reward_the_others_are_ended(replicated: Replicated, tmp_path: Path) -> None:
+    (tmp_path / "fussy_rules.py").write_text(FUSSY, encoding="utf-8")
+    with pytest.raises(RmPluginsError, match="only one of us"):
+        replicated("fussy_rules:zero")
+    until(lambda: not multiprocessing.active_children())
+
+
 def test_one_that_learns_is_not_shared(replicated: Replicated) -> None:
     learning = {"provider": "constant", "value": 1.0, "transform": {"name": "zscore", "running": True}}
     with pytest.raises(
@@ -215,3 +235,15 @@ def test_it_is_loaded_again_in_new_processes(replicated: Replicated, tmp_path: P
     with pytest.raises(RmPluginsError):
         reward.again()
     assert reward.is_alive
+
+
+def test_reloading_an_unchanged_reward_replaces_processes_that_ended(
+    replicated: Replicated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward = replicated({"provider": "constant", "value": 1.0})
+    monkeypatch.setattr("rm_plugins.server.reward_process.pauses", lambda: iter([1_000.0]))
+    with served(reward) as client:
+        os.kill(processes(reward)[0], signal.SIGKILL)
+        until(lambda: client.get("/health").json()["status"] == "degraded")
+        assert not client.post("/v1/reload", headers={"X-RM-Plugins": "reload"}).json()["changed"]
+        assert client.get("/health").json()["workers"] == {"wanted": 2, "serving": 2}
