@@ -8,7 +8,8 @@ from typing import Any
 
 import rm_plugins as rm
 from rm_plugins.data.mapping import RowMapping
-from rm_plugins.data.row_formats import without_nan
+from rm_plugins.data.row_files import read_errors
+from rm_plugins.data.row_formats import rows_of_table
 from rm_plugins.data.rows import row_samples
 from rm_plugins.data.scored_rows import ERROR, ScoredRow, scored_batches, unscored_samples
 from rm_plugins.errors import UnsupportedError
@@ -128,7 +129,8 @@ class BatchActor:
 
 
 def _rows(batch: Any, mapping: RowMapping | None) -> list[dict[str, Any]]:
-    rows = [{name: without_nan(value) for name, value in row.items()} for row in batch.to_pylist(maps_as_pydicts="strict")]
+    with read_errors("A batch of the data set"):
+        rows = rows_of_table(batch)
     return rows if mapping is None else [mapping(row) for row in rows]
 
 
