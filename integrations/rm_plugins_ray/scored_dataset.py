@@ -180,7 +180,10 @@ def _table(batch: Any | None, scored: Sequence[ScoredRow], column: str) -> Any:
             kind = arrow.string() if name.endswith(f"/{ERROR}") else arrow.float64()
             types[name] = arrow.list_(kind) if is_list else kind
         added.append(columns)
-    table = arrow.Table.from_pylist([dict(one.row) for one in scored]) if batch is None else batch
+    table = batch
+    if table is None:
+        names = dict.fromkeys(name for one in scored for name in one.row)  # not of the first row alone, as pyarrow takes them
+        table = arrow.Table.from_pylist([{name: one.row.get(name) for name in names} for one in scored])
     for name, kind in types.items():
         table = table.append_column(name, arrow.array([columns.get(name) for columns in added], kind))
     return table

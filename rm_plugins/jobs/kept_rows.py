@@ -16,14 +16,13 @@ from filelock import FileLock, Timeout
 from rm_plugins.data.row_files import MARKED_OUTPUTS, json_line
 from rm_plugins.errors import DataError, OutputError
 from rm_plugins.files import check_kept, check_output, open_kept, output_errors, sync_folder, would_replace, write_atomically
-from rm_plugins.jobs.blocks import KeptBlocks, discard_blocks
+from rm_plugins.jobs.blocks import WHEN_INTERRUPTED, KeptBlocks, discard_blocks
 from rm_plugins.jobs.interruption import JobInterrupted
 from rm_plugins.jobs.run_note import read_row, refusal
 
 if TYPE_CHECKING:
     from rm_plugins.data.scored_rows import ScoredRow
 
-_WHEN_INTERRUPTED = "Rows that were written before are kept. Free some space, and run the same command again to resume."
 _BATCH = "batch"
 """An extra key in the last row of a batch: the digest of what the rows were made from, and what the reward had learned by then."""
 
@@ -155,7 +154,7 @@ class KeptRows:
         if batch:
             batch[-1] = self._ended(batch[-1], state or {})
         # Opening it fails where somebody has deleted it.
-        with output_errors(self.path, _WHEN_INTERRUPTED), open(open_kept(self.path), "r+", encoding="utf-8") as file:
+        with output_errors(self.path, WHEN_INTERRUPTED), open(open_kept(self.path), "r+", encoding="utf-8") as file:
             file.seek(0, os.SEEK_END)
             file.writelines(json_line(row) for row in batch)
             file.flush()
@@ -323,7 +322,7 @@ class UnfinishedFile(KeptRows):
 
     def finish(self) -> None:
         """Give it the name of the finished file; the note stays until `forget` or `discard`."""
-        with output_errors(self.out, _WHEN_INTERRUPTED):
+        with output_errors(self.out, WHEN_INTERRUPTED):
             os.replace(self.path, self.out)
             sync_folder(self.out.parent)
 
