@@ -166,6 +166,22 @@ class TestRefusals:
             planned(job)
         job.close()
 
+    @pytest.mark.parametrize("engine", [True, False])
+    def test_a_refused_run_loses_nothing(self, source: Path, tmp_path: Path, engine: bool) -> None:
+        """All rows are in blocks, and none in the file."""
+        self.interrupted(source, tmp_path)
+        moved = source.rename(tmp_path / "moved.jsonl")
+        with pytest.raises(DataError, match=r"the data was .*in.jsonl and is .*moved.jsonl"):
+            if engine:
+                begun(moved, tmp_path / "out.jsonl")
+            else:
+                ScoringJob(SPEC, str(moved), "train", tmp_path / "out.jsonl", False).write(512)
+        moved.rename(source)
+        job = begun(source, tmp_path / "out.jsonl")
+        planned(job)
+        assert job.done == 4
+        job.close()
+
     def test_rows_that_change_while_they_are_scored(self, source: Path, tmp_path: Path) -> None:
         job = begun(source, tmp_path / "out.jsonl")
         for block in planned(job):

@@ -59,7 +59,7 @@ class KeptBlocks:
         note = cls._note(folder)
         known = None if note is None else note.get("identity")
         if note is None or known != identity:
-            if any(_files(folder)):
+            if has_blocks(folder):
                 raise DataError(refusal(folder, _NOTE, known, identity))
             note = {"identity": identity, "run": uuid4().hex}
             with output_errors(folder):
@@ -183,6 +183,11 @@ def covering(index: Sequence[tuple[int, int]], first: int, rows: int) -> tuple[i
         if expected >= after:
             return tuple(chosen)
     return ()
+
+
+def has_blocks(folder: Path) -> bool:
+    """Whether a folder holds blocks, of whatever run."""
+    return bool(_files(folder))
 
 
 def _files(folder: Path) -> list[Path]:

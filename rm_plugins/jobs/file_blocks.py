@@ -338,18 +338,13 @@ class FileScoring:
         with self._kept.released_on_failure("scoring"):
             try:
                 yield
-            except BaseException:
-                self._count()
+            except KeyboardInterrupt:  # the message counts blocks that workers have not told of yet
+                self._kept.beside = self._kept.beside or sum(rows for _, rows in self.blocks.kept.index())
                 raise
 
     def close(self) -> None:
         """Let other processes score into the same output; what is scored stays."""
-        self._count()
         self._kept.release()
-
-    def _count(self) -> None:
-        """Take note of what workers have scored and not told yet, so that it is not deleted."""
-        self._kept.beside = self._kept.beside or sum(rows for _, rows in self.blocks.kept.index())
 
 
 def files_of(request: ScoringRequest) -> list[Path]:

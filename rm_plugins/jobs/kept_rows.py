@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from rm_plugins.data.row_files import MARKED_OUTPUTS, json_line
 from rm_plugins.errors import DataError, OutputError
 from rm_plugins.files import check_kept, check_output, open_kept, output_errors, sync_folder, would_replace, write_atomically
-from rm_plugins.jobs.blocks import WHEN_INTERRUPTED, KeptBlocks, discard_blocks
+from rm_plugins.jobs.blocks import WHEN_INTERRUPTED, KeptBlocks, discard_blocks, has_blocks
 from rm_plugins.jobs.interruption import JobInterrupted
 from rm_plugins.jobs.run_note import read_row, refusal
 
@@ -222,8 +222,8 @@ class KeptRows:
             raise
 
     def release(self) -> None:
-        """Release it for other processes, and delete it where no row is kept."""
-        if self._lock.is_locked and not self.count and not self.beside:
+        """Release it for other processes, and delete it where no row is kept, in it or in blocks: those of a refused run stay."""
+        if self._lock.is_locked and not self.count and not has_blocks(self.blocks_folder):
             discard_blocks(self.blocks_folder)
             self._note.unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
