@@ -186,7 +186,7 @@ def covering(index: Sequence[tuple[int, int]], first: int, rows: int) -> tuple[i
 
 
 def has_blocks(folder: Path) -> bool:
-    """Whether a folder holds blocks, of whatever run."""
+    """Whether a folder holds blocks, also those of another run."""
     return bool(_files(folder))
 
 
