@@ -174,16 +174,21 @@ def write_atomically(path: Path, text: str) -> Path:
     return path
 
 
-def write_shared(path: Path, text: str) -> None:
+def write_shared(path: Path, text: str, advice: str = _ADVICE) -> None:
     """Write a text file atomically into a folder in which processes of several machines write, and which must exist.
 
     No lock is used, since those of a machine are unknown to the others. Where two processes write the same file, one of the two texts
     remains. A process that is killed leaves a file ``.NAME.XXXXXXXX.unfinished``, which is deleted with the folder.
 
+    Args:
+        path: The file.
+        text: Its contents.
+        advice: What the message of an error ends with.
+
     Raises:
         OutputError: The file cannot be written.
     """
-    with output_errors(path):
+    with output_errors(path, advice):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{_short(path.name)}.", suffix=".unfinished")
         try:
             with open(handle, "w", encoding="utf-8") as file:

@@ -67,7 +67,7 @@ def test_the_output_of_a_folder_may_be_a_folder() -> None:
         (("-", "--engine", "elsewhere", "-o", "out.jsonl"), "- is neither"),
         (("in.jsonl", "--engine", "elsewhere", "-o", "out"), "has another ending"),
         (("in.jsonl", "--engine", "elsewhere", "-o", "in.jsonl"), "are the same file"),
-        (("in.jsonl", "--engine", "elsewhere", "--processes", "2"), "two ways to share the work"),
+        (("in.jsonl", "--engine", "elsewhere", "--processes", "2"), "Leave out --processes, or the launcher"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments: tuple[str, ...], said: str) -> None:

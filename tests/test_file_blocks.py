@@ -43,7 +43,8 @@ def begun(
 
 
 def planned(job: FileScoring) -> list[FileBlock]:
-    for scored in job.plan([job.blocks.divide(number) for number in range(len(job.files))]):
+    divided = [job.blocks.divide(number) for number in range(len(job.files))]
+    for scored in job.plan(divided, [job.blocks.group_digests(blocks) for blocks in divided]):
         job.blocks.check(scored)
     return [block for blocks in job.of_files for block in blocks]
 
@@ -165,6 +166,22 @@ class TestRefusals:
             planned(job)
         job.close()
 
+    @pytest.mark.parametrize("engine", [True, False])
+    def test_a_refused_run_loses_nothing(self, source: Path, tmp_path: Path, engine: bool) -> None:
+        """All rows are in blocks, and none in the file."""
+        self.interrupted(source, tmp_path)
+        moved = source.rename(tmp_path / "moved.jsonl")
+        with pytest.raises(DataError, match=r"the data was .*in.jsonl and is .*moved.jsonl"):
+            if engine:
+                begun(moved, tmp_path / "out.jsonl")
+            else:
+                ScoringJob(SPEC, str(moved), "train", tmp_path / "out.jsonl", False).write(512)
+        moved.rename(source)
+        job = begun(source, tmp_path / "out.jsonl")
+        planned(job)
+        assert job.done == 4
+        job.close()
+
     def test_rows_that_change_while_they_are_scored(self, source: Path, tmp_path: Path) -> None:
         job = begun(source, tmp_path / "out.jsonl")
         for block in planned(job):
@@ -200,6 +217,18 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"out exists already"):
             begun(tmp_path / "in", tmp_path / "out")
 
+    @pytest.mark.parametrize("name", ["out.jsonl", "out", "x/out.jsonl"])
+    def test_an_output_in_the_folder_that_is_read(self, tmp_path: Path, name: str) -> None:
+        """After a kill, what is kept beside it would be read as rows."""
+        (tmp_path / "in").mkdir()
+        write_rows(rows(3), tmp_path / "in" / "a.jsonl")
+        with pytest.raises(OutputError, match=r"is inside of .*Name an output outside"):
+            begun(tmp_path / "in", tmp_path / "in" / name)
+        with pytest.raises(OutputError, match=r"is inside of .*Name an output outside"):
+            ScoringJob(SPEC, str(tmp_path / "in"), "train", tmp_path / "in" / "out.jsonl", False)
+        ScoringJob(SPEC, str(tmp_path / "in"), "train", tmp_path / "in" / "a.scored.jsonl", False).write(2)
+        assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["a.jsonl", "a.scored.jsonl"]
+
     def test_a_folder_for_a_file(self, source: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="is a file, so the output must be a file too"):
             begun(source, tmp_path / "out")
@@ -213,8 +242,17 @@ class TestRefusals:
         (tmp_path / "in").mkdir()
         for name in "ab":
             write_rows([{"prompt": "Q", "completion": name}], tmp_path / "in" / f"{name}.jsonl")
+        write_rows(rows(4), tmp_path / "in" / "ab.jsonl")
         job = begun(tmp_path / "in", tmp_path / "out.jsonl", groups=RowGroups((None,)))
-        with pytest.raises(DataError, match=r"a.jsonl and the first one of .*b.jsonl are of one group"):
+        with pytest.raises(DataError, match=r"/a.jsonl and .*/b.jsonl have rows of one group"):
+            planned(job)
+        job.close()
+
+    def test_a_prompt_in_two_blocks(self, tmp_path: Path) -> None:
+        """Its completions would be compared in each block by themselves."""
+        write_rows([*rows(9), *rows(1)], tmp_path / "in.jsonl")
+        job = begun(tmp_path / "in.jsonl", tmp_path / "out.jsonl", groups=RowGroups((None,)))
+        with pytest.raises(DataError, match=r"in.jsonl: row 10 has the same prompt as row 1, .* Sort the rows"):
             planned(job)
         job.close()
 
@@ -244,6 +282,15 @@ class TestRefusals:
         job = begun(source, folder / "out.jsonl")
         job.blocks.score(REWARD, planned(job)[0])
         job.close()
+
+
+def test_the_mapping_beside_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_rows([{"question": "Q", "completion": "a" * number} for number in range(9)], tmp_path / "in" / "a.jsonl")
+    (tmp_path / "in.map.yaml").write_text("rename: {question: prompt}\n")
+    assert finished(begun(tmp_path / "in", tmp_path / "out.jsonl")) == 9
+    ScoringJob(SPEC, str(tmp_path / "in"), "train", tmp_path / "here.jsonl", False).write(512)
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
 
 
 def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rm_plugins.errors import MissingDependencyError, ProcessError
 from rm_plugins.version import __version__
-from rm_plugins_ray.connecting import connected_ray
+from rm_plugins_ray.connecting import connected_ray, reason_in_short
 from rm_plugins_ray.node_check import node_check, reason_of
 
 _ASKED = 60.0
@@ -39,7 +39,8 @@ def connected(address: str | None) -> Iterator[None]:
             already stays connected.
 
     Raises:
-        ProcessError: Nothing answers, the cluster runs another version of Ray, or a node lacks this version of rm-plugins.
+        ProcessError: Nothing answers, Ray cannot be started here, the cluster runs another version of Ray, or a node lacks this version of
+            rm-plugins.
         SpecError: The address has another form.
     """
     check_installed()
@@ -59,12 +60,18 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _connect(address: str) -> None:
-    if address == "local":
-        import ray
-
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    else:
+    if address != "local":
         connected_ray(address, asked_by="--engine ray")
+        return
+    import ray
+
+    try:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # whatever its programs fail of
+        raise ProcessError(
+            f"Ray cannot be started on this machine: {reason_in_short(error)}. Check its free memory and disk, the limits of this process "
+            "(`ulimit -a`), and Ray's logs in /tmp/ray/session_latest/logs."
+        ) from error
 
 
 def check_nodes() -> None:

@@ -57,7 +57,8 @@ class RayDataEngine(JobEngine):
 
     def _scored(self, job: FileScoring, reward: CarriedReward, progress: JobProgress) -> ScoringSummary:
         blocks = job.blocks  # without the job, which has a lock and stays here
-        scored = job.plan(_by_nodes(blocks.divide, range(len(job.files))))
+        divided = _by_nodes(blocks.divide, range(len(job.files)))
+        scored = job.plan(divided, _by_nodes(blocks.group_digests, divided))
         _by_nodes(blocks.check, [of_file for of_file in scored if of_file])
         if job.done:
             progress.resume("scoring", job.done)

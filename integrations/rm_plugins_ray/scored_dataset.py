@@ -8,7 +8,8 @@ from typing import Any
 
 import rm_plugins as rm
 from rm_plugins.data.mapping import RowMapping
-from rm_plugins.data.row_formats import without_nan
+from rm_plugins.data.row_files import read_errors
+from rm_plugins.data.row_formats import rows_of_table
 from rm_plugins.data.rows import row_samples
 from rm_plugins.data.scored_rows import ERROR, ScoredRow, scored_batches, unscored_samples
 from rm_plugins.errors import UnsupportedError
@@ -128,7 +129,8 @@ class BatchActor:
 
 
 def _rows(batch: Any, mapping: RowMapping | None) -> list[dict[str, Any]]:
-    rows = [{name: without_nan(value) for name, value in row.items()} for row in batch.to_pylist(maps_as_pydicts="strict")]
+    with read_errors("A batch of the data set"):
+        rows = rows_of_table(batch)
     return rows if mapping is None else [mapping(row) for row in rows]
 
 
@@ -178,7 +180,10 @@ def _table(batch: Any | None, scored: Sequence[ScoredRow], column: str) -> Any:
             kind = arrow.string() if name.endswith(f"/{ERROR}") else arrow.float64()
             types[name] = arrow.list_(kind) if is_list else kind
         added.append(columns)
-    table = arrow.Table.from_pylist([dict(one.row) for one in scored]) if batch is None else batch
+    table = batch
+    if table is None:
+        names = dict.fromkeys(name for one in scored for name in one.row)  # not of the first row alone, as pyarrow takes them
+        table = arrow.Table.from_pylist([{name: one.row.get(name) for name in names} for one in scored])
     for name, kind in types.items():
         table = table.append_column(name, arrow.array([columns.get(name) for columns in added], kind))
     return table

@@ -105,7 +105,10 @@ def check_files(spec: str, file: str, out: Path, on_the_way: Iterable[Path], opt
         other = places.get(path.resolve(), "--keep-completions")
         if other != "--keep-completions":
             raise click.UsageError(f"{other} is {str(path)!r}, a temporary file of the output {out}. Name another file.")
+    from rm_plugins.jobs.kept_rows import check_outside
+
     for path in (*written.values(), *on_the_way):
+        check_outside(file, path)
         check_output(path)
 
 

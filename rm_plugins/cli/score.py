@@ -61,7 +61,7 @@ def command(
     """
     if engine is not None:
         if crew is not None:
-            raise click.UsageError("--engine and --processes are two ways to share the work. Leave out one of them.")
+            raise click.UsageError("--engine shares the work among its own workers. Leave out --processes, or the launcher.")
         settings = {"overwrite": overwrite, "mapping": mapping, "column": column, "batch_size": batch_size}
         say(scored_by(engine, spec=spec, file=file, output=output, split=split, **settings))
         return

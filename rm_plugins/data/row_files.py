@@ -52,8 +52,8 @@ _OTHER_FILES = (
 )
 """Endings of files that rows are not read from; a name with such an ending is not a dataset's name."""
 
-_OUTPUTS = re.compile(r"\.(scored|ranked)\.\w+(\..+)?$")
-"""What `rm-plugins score` and `rank` write beside their input, which is not data of the folder."""
+MARKED_OUTPUTS = re.compile(r"\.(scored|ranked)\.\w+(\..+)?$")
+"""What `rm-plugins score` and `rank` write beside their input by default, which is not data of the folder."""
 
 _Refuse: TypeAlias = Callable[[DataError], None]
 
@@ -260,7 +260,7 @@ def _folder_files(source: str, split: str) -> list[Path] | None:
                     os.path.abspath(file)
                     for pattern in patterns
                     for file in _resolved(resolve_pattern, pattern, base)
-                    if is_data_file(file) and not _OUTPUTS.search(file)
+                    if is_data_file(file) and not MARKED_OUTPUTS.search(file)
                 }
             )
             for name, patterns in get_data_patterns(base).items()
@@ -380,7 +380,7 @@ def write_rows(rows: Iterable[Mapping[str, Any]], out: Path) -> int:
     """
     count = 0
     with replacing(out) as temporary:
-        if out.suffix == ".parquet":
+        if out.suffix.lower() == ".parquet":
             import pyarrow as arrow
             import pyarrow.parquet as parquet
 

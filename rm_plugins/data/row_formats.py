@@ -32,6 +32,8 @@ _OF_VALUES = {
 
 _MESSAGES = re.compile(r"""\s*\[\s*\{.*["']role["']""", re.DOTALL)
 _READ_AT_ONCE = 1024
+_JSON_KEYS = (str, int, float, type(None))
+"""What `json` writes as a key."""
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------------
@@ -177,7 +179,7 @@ def table_rows(file: IO[bytes], ending: str) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet (``.parquet``) or Arrow file; NaN is null.
 
     Raises:
-        DataError: Two columns have the same name.
+        ValueError: Two columns have the same name, or a map has a key twice.
     """
     if ending == ".parquet":
         yield from table_rows_from(file, 0)
@@ -198,7 +200,7 @@ def table_rows_from(file: IO[bytes], skipped: int) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file after the first `skipped` ones; row groups that lie before them are not read.
 
     Raises:
-        DataError: Two columns have the same name.
+        ValueError: Two columns have the same name, or a map has a key twice.
     """
     import pyarrow.parquet as parquet
 
@@ -223,16 +225,35 @@ def _without_first(batches: Iterable[Any], skipped: int) -> Iterator[Any]:
 
 def _rows_of_batches(names: list[str], batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"There are two columns {repeated[0]!r}. Rename one.")
+        raise ValueError(f"There are two columns {repeated[0]!r}. Rename one.")
     for batch in batches:
-        for row in batch.to_pylist(maps_as_pydicts="strict"):
-            yield {name: without_nan(value) for name, value in row.items()}
+        yield from rows_of_table(batch)
+
+
+def rows_of_table(table: Any) -> list[dict[str, Any]]:
+    """The rows of a table or batch of Arrow, as `without_nan` gives them.
+
+    Raises:
+        ValueError: A map has a key twice.
+    """
+    try:
+        rows = table.to_pylist(maps_as_pydicts="strict")
+    except KeyError as error:
+        raise ValueError(f"A map in a column has a key twice. Remove the column, or make it a list. {error.args[0]}") from error
+    return [{name: without_nan(value) for name, value in row.items()} for row in rows]
 
 
 def without_nan(value: Any) -> Any:
-    """The value with null in place of every NaN in it, at any depth."""
+    """The value with null in place of every NaN in it, at any depth, and with text in place of keys that JSON does not have.
+
+    >>> import datetime
+    >>> without_nan({datetime.date(2026, 1, 31): [float("nan"), {1: "a"}]})
+    {'2026-01-31': [None, {1: 'a'}]}
+    """
     if isinstance(value, float):
         return None if math.isnan(value) else value
     if isinstance(value, list):
         return [without_nan(item) for item in value]
-    return {name: without_nan(item) for name, item in value.items()} if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return {name if isinstance(name, _JSON_KEYS) else str(name): without_nan(item) for name, item in value.items()}
+    return value

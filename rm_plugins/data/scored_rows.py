@@ -116,6 +116,11 @@ class ScoredGroups:
         self._groups = groups
         self._lasts: dict[tuple[str | None, str], int] = {}
 
+    @property
+    def keys(self) -> Iterable[tuple[str | None, str]]:
+        """The groups, as `RowGroups.keys` names them."""
+        return self._lasts
+
     def add(self, first: int, samples_of_rows: Iterable[tuple[Sample, ...]]) -> None:
         """Add the samples of rows that are scored, of which the first one has this number."""
         for number, samples in enumerate(samples_of_rows, start=first):

@@ -24,6 +24,8 @@ from rm_plugins.errors import DataError, OutputError
 from rm_plugins.files import output_errors, write_shared
 from rm_plugins.jobs.run_note import read_row, refusal
 
+WHEN_INTERRUPTED = "Rows that were written before are kept. Free some space, and run the same command again to resume."
+"""What to do if rows cannot be kept."""
 _NOTE = "run.json"
 _DIGITS = 12
 _ATTEMPTS = 10
@@ -57,7 +59,7 @@ class KeptBlocks:
         note = cls._note(folder)
         known = None if note is None else note.get("identity")
         if note is None or known != identity:
-            if any(_files(folder)):
+            if has_blocks(folder):
                 raise DataError(refusal(folder, _NOTE, known, identity))
             note = {"identity": identity, "run": uuid4().hex}
             with output_errors(folder):
@@ -80,7 +82,7 @@ class KeptBlocks:
         """
         lines = [json_line(row) for row in rows]
         head = json_line({"of": self.key, "first": first, "rows": len(lines)})
-        write_shared(self._file(first), "".join([head, *lines]))
+        write_shared(self._file(first), "".join([head, *lines]), WHEN_INTERRUPTED)
 
     def read(self, first: int) -> list[dict[str, Any]] | None:
         """What is kept of the rows of a block; None if the block is missing, incomplete or of another run."""
@@ -181,6 +183,11 @@ def covering(index: Sequence[tuple[int, int]], first: int, rows: int) -> tuple[i
         if expected >= after:
             return tuple(chosen)
     return ()
+
+
+def has_blocks(folder: Path) -> bool:
+    """Whether a folder holds blocks, also those of another run."""
+    return bool(_files(folder))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from rm_plugins.evaluation.run import RESAMPLES, SHOWN, EvaluationRun
 from rm_plugins.files import check_output, scratch_folder
 from rm_plugins.jobs.crew import Crew
 from rm_plugins.jobs.interruption import JobInterrupted
+from rm_plugins.jobs.kept_rows import check_outside
 from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.jobs.scored_rows import RowScoring, RowSource, loaded_reward
 from rm_plugins.spec import component
@@ -80,11 +81,13 @@ def evaluated(
     Raises:
         JobInterrupted: It was interrupted with Ctrl-C while scoring.
         DataError: The data cannot be read or judged.
-        OutputError: The folder `scores` cannot be written.
+        OutputError: The folder `scores` cannot be written, or is in the folder that is read.
         RmPluginsError: A reward cannot be loaded, or fails.
     """
     progress = progress or JobProgress()
     benchmark: Suite | None = None if suite is None else component("suite", suite)
+    if scores is not None:
+        check_outside(data, scores / "scores.jsonl")
     with _scores_folder(scores, progress) as folder:
         jobs: list[RowScoring] = []
         source = _source(data, benchmark, split, mapping, limit)

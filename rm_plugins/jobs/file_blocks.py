@@ -9,7 +9,7 @@ driver does, and `BlockScoring` what workers do.
 from __future__ import annotations
 
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,14 +19,16 @@ from typing import Any
 
 import rm_plugins as rm
 from rm_plugins.data.mapping import RowMapping
-from rm_plugins.data.row_files import json_line, read_rows, source_files, write_rows
+from rm_plugins.data.row_files import json_line, source_files, write_rows
 from rm_plugins.data.row_ranges import RowRange, read_range, row_ranges
 from rm_plugins.data.rows import row_samples
 from rm_plugins.data.scored_rows import ScoredRow, scored_batches, unscored_samples
+from rm_plugins.data.written_mapping import mapping_beside
 from rm_plugins.errors import DataError, OutputError
 from rm_plugins.files import output_errors, replacing_folder
 from rm_plugins.groups import RowGroups
 from rm_plugins.jobs.blocks import KeptBlocks, covering
+from rm_plugins.jobs.divided_groups import check_whole_groups, group_digests
 from rm_plugins.jobs.job_engine import ScoringRequest
 from rm_plugins.jobs.kept_rows import KeptRows, kept_line, row_digest, unfinished_part
 
@@ -105,16 +107,25 @@ class BlockScoring:
         """Divide a file into blocks, as if no file came before it.
 
         Raises:
-            DataError: It cannot be read, or a group continues in the next file.
+            DataError: It cannot be read.
         """
         blocks = []
         for part in row_ranges(self.files[number], self.block_rows, self._together, self.mapping):
             rows = sum(1 for _ in read_range(part, self.mapping)) if part.rows is None else part.rows
             if rows:
                 blocks.append(FileBlock(number, part, part.first, rows))
-        if self.groups and blocks:
-            self._check_next(number, blocks[-1].part)
         return blocks
+
+    def group_digests(self, blocks: Sequence[FileBlock]) -> bytes:
+        """The digests of the groups of a file, which has these blocks, for `FileScoring.plan`; empty if the reward compares no samples.
+
+        Raises:
+            DataError: A row cannot be read, or a group is in two blocks.
+        """
+        if not self.groups or not blocks:
+            return b""
+        of_blocks = ((block.part.first, read_range(block.part, self.mapping)) for block in blocks)
+        return group_digests(self.files[blocks[0].number], of_blocks, self.groups)
 
     def check(self, blocks: Sequence[FileBlock]) -> None:
         """Refuse rows that have changed since they were scored.
@@ -201,16 +212,6 @@ class BlockScoring:
                 "missing. Run the same command again to score them."
             )
 
-    def _check_next(self, number: int, last: RowRange) -> None:
-        """Refuse a group whose rows are in this file and in the next one, as its blocks would be compared without each other."""
-        path, *others = self.files[number : number + 2]
-        after = next((row for other in others for row in read_rows(str(other), mapping=self.mapping)), None)
-        if after is not None and self._together(deque(read_range(last, self.mapping), maxlen=1)[0], after):
-            raise DataError(
-                f"The last row of {path} and the first one of {others[0]} are of one group, whose completions the reward compares. "
-                "Move the rows of each group into one file."
-            )
-
     def _together(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
         return bool(self.groups) and self.groups.join(row_samples(before).samples, row_samples(after).samples)
 
@@ -233,7 +234,7 @@ class FileScoring:
         self.request = request
         self.out = request.out
         self.files = files_of(request)
-        part = unfinished_part(self.out, request.overwrite, is_folder=self.is_folder)
+        part = unfinished_part(request.source, self.out, request.overwrite, is_folder=self.is_folder)
         # As `rm_plugins.jobs.scored_rows.RowScoring` has it, so that a run of the one continues with the other.
         note = {"spec": request.spec, "fingerprint": fingerprint, "source": request.source, "split": request.split}
         self._kept = KeptRows(part, {**note, "batch_size": request.batch_size} if groups else note)
@@ -251,7 +252,7 @@ class FileScoring:
             kept.folder.absolute(),
             kept.key,
             tuple(path.absolute() for path in self.files),
-            request.mapping,
+            request.mapping or mapping_beside(request.source),
             request.column,
             request.batch_size,
             block_rows,
@@ -266,12 +267,17 @@ class FileScoring:
         """Whether the output is a folder."""
         return self.out.suffix not in _OUTPUTS
 
-    def plan(self, divided: Sequence[Sequence[FileBlock]]) -> list[list[FileBlock]]:
+    def plan(self, divided: Sequence[Sequence[FileBlock]], digests: Sequence[bytes]) -> list[list[FileBlock]]:
         """Number the blocks of all files, and find those that an earlier run has scored; returns these, by file.
 
         Args:
             divided: The blocks of each file, from `BlockScoring.divide`.
+            digests: The digests of the groups of each file, from `BlockScoring.group_digests`.
+
+        Raises:
+            DataError: A group is in two files.
         """
+        check_whole_groups(self.files, digests)
         self.of_files, first = [], 1
         for blocks in divided:
             numbered = []
@@ -332,18 +338,13 @@ class FileScoring:
         with self._kept.released_on_failure("scoring"):
             try:
                 yield
-            except BaseException:
-                self._count()
+            except KeyboardInterrupt:  # the message counts blocks that workers have not told of yet
+                self._kept.beside = self._kept.beside or sum(rows for _, rows in self.blocks.kept.index())
                 raise
 
     def close(self) -> None:
         """Let other processes score into the same output; what is scored stays."""
-        self._count()
         self._kept.release()
-
-    def _count(self) -> None:
-        """Take note of what workers have scored and not told yet, so that it is not deleted."""
-        self._kept.beside = self._kept.beside or sum(rows for _, rows in self.blocks.kept.index())
 
 
 def files_of(request: ScoringRequest) -> list[Path]:

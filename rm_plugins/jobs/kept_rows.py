@@ -13,33 +13,51 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from rm_plugins.data.row_files import json_line
-from rm_plugins.errors import DataError
+from rm_plugins.data.row_files import MARKED_OUTPUTS, json_line
+from rm_plugins.errors import DataError, OutputError
 from rm_plugins.files import check_kept, check_output, open_kept, output_errors, sync_folder, would_replace, write_atomically
-from rm_plugins.jobs.blocks import KeptBlocks, discard_blocks
+from rm_plugins.jobs.blocks import WHEN_INTERRUPTED, KeptBlocks, discard_blocks, has_blocks
 from rm_plugins.jobs.interruption import JobInterrupted
 from rm_plugins.jobs.run_note import read_row, refusal
 
 if TYPE_CHECKING:
     from rm_plugins.data.scored_rows import ScoredRow
 
-_WHEN_INTERRUPTED = "Rows that were written before are kept. Free some space, and run the same command again to resume."
 _BATCH = "batch"
 """An extra key in the last row of a batch: the digest of what the rows were made from, and what the reward had learned by then."""
 
 
-def unfinished_part(out: Path, overwrite: bool, *, is_folder: bool = False) -> Path:
+def check_outside(source: str, out: Path) -> None:
+    """Refuse an output in the folder that is read: what a job writes would be rows of the next one, or of the same one after a kill.
+
+    Args:
+        source: Where rows are read.
+        out: The output.
+
+    Raises:
+        OutputError: The output is in the folder, and its name does not mark it as one (`MARKED_OUTPUTS`).
+    """
+    folder = Path(source)
+    if folder.is_dir() and folder.resolve() in out.resolve().parents and not MARKED_OUTPUTS.search(str(out)):
+        raise OutputError(
+            f"{out} is inside of {source}, where every file of rows is read. Name an output outside of that folder."
+        )
+
+
+def unfinished_part(source: str, out: Path, overwrite: bool, *, is_folder: bool = False) -> Path:
     """The file in which a scoring job keeps its rows until its output is whole.
 
     Args:
+        source: Where rows are read.
         out: The output.
         overwrite: Whether a finished output may be replaced.
         is_folder: Whether the output is a folder.
 
     Raises:
         DataError: The output exists, and no run that was to replace it was interrupted.
-        OutputError: The output cannot be written.
+        OutputError: The output cannot be written, or is in the folder that is read.
     """
+    check_outside(source, out)
     check_output(out, is_folder=is_folder)
     part = out.with_name(f"{out.name}.part")
     if would_replace(out) and not overwrite and not part.exists():  # an interrupted run with --overwrite has a part
@@ -136,7 +154,7 @@ class KeptRows:
         if batch:
             batch[-1] = self._ended(batch[-1], state or {})
         # Opening it fails where somebody has deleted it.
-        with output_errors(self.path, _WHEN_INTERRUPTED), open(open_kept(self.path), "r+", encoding="utf-8") as file:
+        with output_errors(self.path, WHEN_INTERRUPTED), open(open_kept(self.path), "r+", encoding="utf-8") as file:
             file.seek(0, os.SEEK_END)
             file.writelines(json_line(row) for row in batch)
             file.flush()
@@ -204,8 +222,8 @@ class KeptRows:
             raise
 
     def release(self) -> None:
-        """Release it for other processes, and delete it where no row is kept."""
-        if self._lock.is_locked and not self.count and not self.beside:
+        """Release it for other processes, and delete it where no row is kept, in it or in blocks: those of a refused run stay."""
+        if self._lock.is_locked and not self.count and not has_blocks(self.blocks_folder):
             discard_blocks(self.blocks_folder)
             self._note.unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
@@ -304,7 +322,7 @@ class UnfinishedFile(KeptRows):
 
     def finish(self) -> None:
         """Give it the name of the finished file; the note stays until `forget` or `discard`."""
-        with output_errors(self.out, _WHEN_INTERRUPTED):
+        with output_errors(self.out, WHEN_INTERRUPTED):
             os.replace(self.path, self.out)
             sync_folder(self.out.parent)
 

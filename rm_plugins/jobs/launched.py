@@ -166,8 +166,18 @@ class _Joining:
 
 @cache
 def _store() -> tuple[Any, str]:
-    """The launcher's store, and the key at which the processes meet, which is another one after a restart."""
+    """The launcher's store, and the key at which the processes meet, which is another one after a restart.
+
+    Raises:
+        ProcessError: The environment has RANK and WORLD_SIZE, but not where the store is.
+    """
     from torch.distributed.rendezvous import rendezvous
 
-    store, *_ = next(iter(rendezvous("env://", timeout=timedelta(seconds=_LONGEST_SECONDS))))
+    try:
+        store, *_ = next(iter(rendezvous("env://", timeout=timedelta(seconds=_LONGEST_SECONDS))))
+    except ValueError as error:
+        raise ProcessError(
+            f"RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']} in the environment say that a launcher has started "
+            f"several processes, but they cannot meet: {error}. Start them with torchrun or accelerate launch, or unset both variables."
+        ) from error
     return store, f"rm_plugins/job/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"

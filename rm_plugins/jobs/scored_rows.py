@@ -297,7 +297,7 @@ class ScoringJob(RowScoring):
         column: str = "score",
         crew: Crew | None = None,
     ) -> None:
-        part = unfinished_part(out, overwrite)
+        part = unfinished_part(source, out, overwrite)
         rows = RowSource.of(source, split, mapping)  # refuses a missing file before a model is loaded
         provider, identity = loaded_reward(spec, crew)
         self.out = out

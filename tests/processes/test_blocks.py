@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,21 @@ def test_of_blocks_that_overlap_the_first_counts(tmp_path: Path) -> None:
     kept.write(5, [{"row": "4"}])
     assert kept.known() == {1: 4, 5: 1}
     assert kept.known(after=2) == {3: 2, 5: 1}
+
+
+def test_a_full_disk_says_that_earlier_blocks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = KeptBlocks.begin(tmp_path / "blocks", {"spec": "a"})
+    blocks.write(1, [{"scores": [1.0]}])
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        OutputError, match=r"000000000002.jsonl cannot be written: No space left on device\. .* run the same command again"
+    ):
+        blocks.write(2, [{"scores": [1.0]}])
+    assert blocks.known() == {1: 1}
 
 
 def test_a_file_in_the_way_of_the_folder_is_named(tmp_path: Path) -> None:

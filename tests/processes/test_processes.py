@@ -195,6 +195,13 @@ def test_the_other_processes_of_a_launcher_end_with_process_0(program: Program) 
     assert ended[1][0] == 0 or "process 0, which has probably ended" in ended[1][1]  # the store may have gone already
 
 
+def test_variables_of_a_launcher_without_one(program: Program) -> None:
+    """As a cluster's own job scripts set them."""
+    child = program.start("score", "plain.yaml", "in.jsonl", environment={"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": ""})
+    assert program.end(child) == 1
+    assert "RANK=0 and WORLD_SIZE=2 in the environment" in program.said and "or unset both variables" in program.said
+
+
 def test_torchrun_ends_with_a_killed_process_and_other_processes_resume(program: Program) -> None:
     assert program("score", "plain.yaml", "in.jsonl", "-o", "one.jsonl", "--batch-size", "1") == 0
     program.kill(0, "worker", 0.1)

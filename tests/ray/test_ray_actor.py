@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -153,6 +154,57 @@ def test_paths_of_the_driver_only_are_refused_by_name(folder: Path, tmp_path: Pa
         elsewhere.check_here()
     with pytest.raises(SpecError, match=r"members\[0\]: .*made in Python"):
         ShippedSpec.read({"provider": "ensemble", "members": [rm.load(len)]})
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.0 400 Bad request\r\n\r\n", b"", None], ids=["HTTP", "closes", "silent"])
+def test_an_address_of_another_program(answer: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would wait for minutes."""
+    import ray
+
+    from rm_plugins_ray import connecting
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connecting, "_SECONDS", 0.5)
+
+    def answers(listening: socket.socket) -> None:
+        with listening.accept()[0] as connection:
+            connection.recv(100)
+            if answer is None:
+                connection.recv(100)  # until the other side gives up
+            else:
+                connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answers, args=(listening,))
+        thread.start()
+        with pytest.raises(ProcessError, match=r"cannot reach a Ray cluster at '127.0.0.1:\d+': (another program|timed out)"):
+            connected_ray(f"127.0.0.1:{listening.getsockname()[1]}", asked_by="The provider 'reward'")
+        thread.join()
+
+
+def test_the_address_of_a_cluster(cluster: Any) -> None:
+    from rm_plugins_ray import connecting
+
+    connecting._check_listening(cluster.address, "The provider 'reward'")
+
+
+def test_a_machine_that_cannot_start_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from rm_plugins_ray.connection import connected
+
+    def fails(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.\nMore.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fails)
+    with (
+        pytest.raises(
+            ProcessError, match=r"cannot be started on this machine: The current node .* startup\. Check its free memory"
+        ),
+        connected("local"),
+    ):
+        pass
 
 
 def test_addresses_where_no_cluster_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,13 @@ def test_lists_and_a_mapping() -> None:
     assert sorted((row["prompt"], row["rewards"]) for row in scored) == [("P", [2.0]), ("Q", [1.0, None, 0.0])]
 
 
+def test_a_mapping_that_adds_a_column_to_some_rows() -> None:
+    rows = [{"a": "x", "b": "ae", "winner": winner} for winner in ("b", "tie")]
+    mapping = RowMapping(answers=("a", "b"), winner="winner")
+    scored = rm_plugins_ray.score(dataset(rows).repartition(1), VOWELS, mapping=mapping, workers=1).take_all()
+    assert [row.get("tie") for row in scored] == [None, True]
+
+
 def test_a_row_that_has_such_a_column_is_named() -> None:
     from ray.exceptions import RayTaskError
 

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +176,30 @@ class TestText:
 
     def test_columns_that_are_there_twice(self, tmp_path: Path) -> None:
         parquet.write_table(arrow.table([["a"], ["b"]], names=["chosen", "chosen"]), tmp_path / "a.parquet")
-        with pytest.raises(DataError, match="two columns 'chosen'"):
+        with pytest.raises(DataError, match=r"a.parquet cannot be read: There are two columns 'chosen'"):
             list(read_rows(str(tmp_path / "a.parquet")))
 
     def test_mappings_in_parquet(self, tmp_path: Path) -> None:
         column = arrow.array([[("x", [1.0, 2.0])]], type=arrow.map_(arrow.string(), arrow.list_(arrow.float64())))
         parquet.write_table(arrow.table({"scores": column}), tmp_path / "a.parquet")
         assert list(read_rows(str(tmp_path / "a.parquet"))) == [{"scores": {"x": [1.0, 2.0]}}]
+
+    def test_keys_that_json_does_not_have_become_text(self, tmp_path: Path) -> None:
+        column = arrow.array([[(date(2026, 1, 31), 1)]], type=arrow.map_(arrow.date32(), arrow.int64()))
+        parquet.write_table(arrow.table({"days": column}), tmp_path / "a.parquet")
+        rows = read_rows(str(tmp_path / "a.parquet"))
+        assert write_rows(rows, tmp_path / "a.jsonl") == 1
+        assert json.loads((tmp_path / "a.jsonl").read_text()) == {"days": {"2026-01-31": 1}}
+
+    def test_a_mapping_with_a_key_twice(self, tmp_path: Path) -> None:
+        column = arrow.array([[("x", 1), ("x", 2)]], type=arrow.map_(arrow.string(), arrow.int64()))
+        parquet.write_table(arrow.table({"counts": column}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=r"a.parquet cannot be read: A map in a column has a key twice\. .*'x'"):
+            list(read_rows(str(tmp_path / "a.parquet")))
+
+    def test_parquet_is_written_whatever_the_case_of_its_ending(self, tmp_path: Path) -> None:
+        write_rows(ROWS[:1], tmp_path / "a.PARQUET")
+        assert list(read_rows(str(tmp_path / "a.PARQUET"))) == ROWS[:1]
 
 
 class TestFolders:
