@@ -22,7 +22,9 @@ import httpx2
 import pytest
 
 from tests.deploying.files import instruction
+from tests.made_once import made_once
 from tests.servers import RewardServer
+from tests.warm_process import run_warm
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -51,9 +53,8 @@ def install(what: Path, target: Path) -> None:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a source distribution and of the wheel that was built from it."""
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
-    return folder
+    build = (sys.executable, "-m", "build", "--no-isolation", ROOT, "--outdir")
+    return made_once(tmp_path_factory, "dist", lambda folder: run(*build, folder, cwd=folder))
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +67,18 @@ def wheel(built: Path) -> Path:
 @pytest.fixture(scope="module")
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which the wheel is installed, and nothing else."""
-    target = tmp_path_factory.mktemp("installed") / "site"
-    install(wheel, target)
-    return target
+    return made_once(tmp_path_factory, "installed", lambda folder: install(wheel, folder / "site")) / "site"
 
 
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which the example plug-in is built and installed, and nothing else."""
-    folder = tmp_path_factory.mktemp("outsider")
-    shutil.copytree(ROOT / "tests" / "plugin", folder / "source")
-    install(folder / "source", folder / "site")
-    return folder / "site"
+
+    def make(folder: Path) -> None:
+        shutil.copytree(ROOT / "tests" / "plugin", folder / "source")
+        install(folder / "source", folder / "site")
+
+    return made_once(tmp_path_factory, "outsider", make) / "site"
 
 
 class TestWheel:
@@ -302,9 +303,9 @@ class TestOutsider:
         losses = json.loads(run(sys.executable, "-c", code, cwd=tmp_path, path=beside).splitlines()[-1])
         assert losses[-1] < losses[0]
         line = "train --loss gap-hinge --max_steps 12 --learning_rate 1e-2 --report_to none --use_cpu true --disable_tqdm true"
-        more = ("--model_name_or_path", str(model), "--dataset_name", str(data), "--output_dir", "program")
+        more = ("--model_name_or_path", model, "--dataset_name", data, "--output_dir", tmp_path / "program")
         terms = ("--regularizers", '{"small-rewards": 0.01}', "--gradient_checkpointing", "false")
-        run(sys.executable, "-m", "rm_plugins", *line.split(), *more, *terms, cwd=tmp_path, path=beside)
+        run_warm("rm_plugins", *line.split(), *more, *terms, cwd=beside)  # from where it is imported, too
         for folder, loss in (("python", {"name": "gap-hinge", "gap": 1.5}), ("program", "gap-hinge")):
             training = json.loads((tmp_path / folder / "reward_manifest.json").read_text(encoding="utf-8"))["training"]
             assert (training["loss"], training["regularizers"]) == (loss, {"small-rewards": 0.01})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -30,6 +31,7 @@ def run(cases: Cases, folder: Path, processes: int, group: str | None = None) ->
     """
     group = group or str(processes)
     context = multiprocessing.get_context("fork")
+    gc.freeze()  # every end of a training collects garbage, and would look through all that is imported
     started = [context.Process(target=_run, args=(cases, folder, rank, processes, group)) for rank in range(processes)]
     for process in started:
         process.start()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.made_once import made_once
 from tests.sharded.late_cases import CASES, LATE, POLLED, PROCESSES
 from tests.warm_process import run_warm
 
@@ -25,9 +26,7 @@ OUT_OF_STEP = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What happened in each case, which all ran at once."""
-    folder = tmp_path_factory.mktemp("late")
-    run_warm("tests.sharded.late_cases", folder)
-    return folder
+    return made_once(tmp_path_factory, "late", lambda folder: run_warm("tests.sharded.late_cases", folder))
 
 
 def found(folder: Path, case: str, rank: int) -> Any:

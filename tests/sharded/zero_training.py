@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import multiprocessing
 import os
@@ -312,6 +313,7 @@ def main() -> None:
         return backend(self, cpu, sagemaker, given or ("gloo" if "RANK" in os.environ else None))  # it knows none for DeepSpeed
 
     PartialState._prepare_backend = on_cpu
+    gc.freeze()  # as in `run`
     if not (out / "alone").is_dir():
         plain = multiprocessing.get_context("fork").Process(target=alone)
         plain.start()

@@ -24,7 +24,9 @@ _SHARED = ("--lr_scheduler_type", "linear", "--save_strategy", "no", "--report_t
 _CPU = ("--use_cpu", "true", "--bf16", "false", "--gradient_checkpointing", "false", "--disable_tqdm", "true")
 
 
-def train_judge(folder: Path, *, seed: int = 0, weights: Mapping[str, float] = WEIGHTS) -> dict[str, dict[str, float]]:
+def train_judge(
+    folder: Path, *, seed: int = 0, weights: Mapping[str, float] = WEIGHTS, steps: int = STEPS
+) -> dict[str, dict[str, float]]:
     """Train a judge in an empty folder; the judge is then in its folder ``trained-judge``.
 
     It starts from a random model, which first learns the form of an answer from pairs with random verdicts, and then the rule from the
@@ -34,6 +36,7 @@ def train_judge(folder: Path, *, seed: int = 0, weights: Mapping[str, float] = W
         folder: The folder.
         seed: Of the model and of the training.
         weights: Of the parts of the reward.
+        steps: Of the training with the reward.
 
     Returns:
         What `measured` gives for the held-out questions, by stage: ``form`` and ``reward``.
@@ -46,7 +49,7 @@ def train_judge(folder: Path, *, seed: int = 0, weights: Mapping[str, float] = W
     _trl("sft", folder, start, "form", "judge-sft", 40, 32, seed, "--learning_rate", "4e-3")
     grpo = ("--num_generations", "8", "--max_completion_length", "3", "--shuffle_dataset", "false")
     reward = ("--reward_funcs", "rm_plugins_trl.rewards.verdict", "--learning_rate", "2e-3")
-    _trl("grpo", folder, folder / "judge-sft", "judge-data", "trained-judge", STEPS, COMPLETIONS, seed, *grpo, *reward)
+    _trl("grpo", folder, folder / "judge-sft", "judge-data", "trained-judge", steps, COMPLETIONS, seed, *grpo, *reward)
     held_out = list(read_rows(str(folder / "judge-data"), "test"))
     stages = {"form": "judge-sft", "reward": "trained-judge"}
     return {stage: measured(folder / name, held_out) for stage, name in stages.items()}

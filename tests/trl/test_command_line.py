@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from rm_plugins.cli import main
 from rm_plugins.models.manifest import Manifest
 from rm_plugins_trl.ppo import TRL_HAS_PPO
 from tests.trl.conftest import newest_trl, write_jsonl
-from tests.warm_process import run_warm
+from tests.warm_process import run_warm, run_warm_group
 
 ROW = {"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " two"}
 QUIET = ("--report_to", "none", "--disable_tqdm", "true", "--gradient_checkpointing", "false", "--use_cpu", "true")
@@ -87,12 +86,7 @@ def test_trl_grpo_with_named_rewards(tiny_policy: Path, tiny_decoder: Any, tmp_p
 
 def test_two_processes_train_a_reward_and_a_policy(tiny_policy: Path, tiny_decoder: Any, tmp_path: Path) -> None:
     script = Path(__file__).with_name("two_processes.py")
-    run_warm(
-        # By itself, accelerate's launcher starts one process on a CPU however many it is asked for.
-        *("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--no_python"),
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *(script, tiny_decoder(), tiny_policy, tmp_path),
-    )
+    run_warm_group(2, script, tiny_decoder(), tiny_policy, tmp_path, ACCELERATE_USE_CPU="true")
     found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert found["processes"] == 2
     assert found["rows_per_step"] == 4

@@ -14,7 +14,7 @@ from tests.trl.conftest import newest_trl
 
 @newest_trl
 def test_a_judge_learns_a_rule_from_the_shell(tmp_path: Path, record_property: Callable[[str, Any], None]) -> None:
-    stages = train_judge(tmp_path, seed=2)
+    stages = train_judge(tmp_path, seed=2, steps=100)
     record_property("measured", f"a trained judge on held-out pairs: {stages}")
     assert stages["form"]["no verdict"] == 0
     assert stages["form"]["both orders"] < 0.3
