@@ -71,7 +71,7 @@ def metric(client: httpx2.Client, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition("{")[0].split(" ")[0] == f"rm_plugins_{name}")
 
 
-def until(condition: Callable[[], bool], *, seconds: float = 10.0) -> None:
+def until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         if condition():

@@ -69,7 +69,7 @@ class Process:
 
     def said(self, pattern: str, times: int = 1) -> list[str]:
         """What it logged that has the pattern, once it did so often enough."""
-        for _ in range(3_000):
+        for _ in range(6_000):
             found = [str(line.get("message", "")) for line in self.lines if re.search(pattern, str(line.get("message", "")))]
             if len(found) >= times:
                 return found
@@ -94,7 +94,7 @@ class Process:
 
     def ended(self) -> int:
         """Its exit status, once it ended."""
-        code = self._process.wait(20)
+        code = self._process.wait(60)
         self._reader.join(5)
         return code
 
