@@ -42,7 +42,6 @@ class RewardReplicas(HostedReward):
     """
 
     def __init__(self, source: str | Path | Mapping[str, Any], hosting: Hosting, devices: Sequence[str]) -> None:
-        self._source = source
         self._hosting = hosting
         self._devices = devices
         self._processes = _loaded(source, hosting, devices)
@@ -79,7 +78,8 @@ class RewardReplicas(HostedReward):
 
     def again(self) -> RewardReplicas:
         """Load the same source in other processes."""
-        return RewardReplicas(self._source, self._hosting, self._devices)
+        assert self.source is not None
+        return RewardReplicas(self.source, self._hosting, self._devices)
 
     def score(self, requests: Sequence[Sequence[Sample]], names: Sequence[str]) -> list[Scores]:
         """Score the samples of requests in one of the processes."""
