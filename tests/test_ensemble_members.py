@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -62,16 +61,15 @@ def broken(name: str = "broken", **settings: Any) -> rm.Provider:
 class TestConcurrency:
     """With real servers: a member that waits for one is a function over urllib."""
 
-    LATENCY = 0.4
-
     @contextmanager
-    def server(self, *, status: int = 200, latency: float = LATENCY) -> Iterator[str]:
-        """A server that answers with the length of every completion, after a while; gives its address."""
+    def server(self, *, status: int = 200, together: threading.Barrier | None = None) -> Iterator[str]:
+        """A server that answers with the length of every completion, once all who meet at a barrier are there; gives its address."""
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 completions = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                time.sleep(latency)
+                if together is not None:
+                    together.wait()
                 body = json.dumps([len(completion) for completion in completions]).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
@@ -103,40 +101,35 @@ class TestConcurrency:
 
         return rm.load({"provider": "function", "function": ask, "concurrent": True})
 
-    def busy(self, seconds: float) -> rm.Provider:
+    def computing(self, together: threading.Barrier) -> rm.Provider:
         def compute(samples: Sequence[rm.Sample]) -> list[float]:
-            until = time.perf_counter() + seconds
-            while time.perf_counter() < until:
-                pass
+            together.wait()
             return [10.0] * len(samples)
 
         return rm.load(compute)
 
     def test_those_that_wait_overlap_with_each_other_and_with_what_computes_here(self) -> None:
-        with self.server() as one, self.server() as two:
-            ensemble = Ensemble(members=[self.asking(one), self.busy(self.LATENCY), self.asking(two), self.asking(one)])
+        together = threading.Barrier(4, timeout=30)  # which breaks where one begins after another
+        with self.server(together=together) as one, self.server(together=together) as two:
+            ensemble = Ensemble(members=[self.asking(one), self.computing(together), self.asking(two), self.asking(one)])
             assert not ensemble.concurrent
-            started = time.perf_counter()
             scores = ensemble.score(SAMPLES)
-            seconds = time.perf_counter() - started
-        assert seconds < 2.5 * self.LATENCY  # one after the other they take four times that
         lengths = np.array([len(sample.completion) for sample in SAMPLES], dtype=float)
         np.testing.assert_array_equal([scores.columns[f"member/{number}"] for number in (0, 2, 3)], [lengths] * 3)
         np.testing.assert_array_equal(scores.columns["member/1"], np.full(4, 10.0))
         np.testing.assert_array_equal(scores.values, (3 * lengths + 10) / 4)
 
     def test_an_ensemble_of_those_that_wait_waits_itself(self) -> None:
-        with self.server() as one, self.server() as two:
+        together = threading.Barrier(3, timeout=30)
+        with self.server(together=together) as one, self.server(together=together) as two:
             inner = Ensemble(members=[self.asking(one), self.asking(two)])
             assert inner.concurrent
-            started = time.perf_counter()
             scores = Ensemble(members=[inner, self.asking(one)]).score(SAMPLES)
-            assert time.perf_counter() - started < 2.5 * self.LATENCY
         assert scores.values.tolist() == [1, 2, 3, 1]
         assert scores.columns["member/0/member/1"].tolist() == [1, 2, 3, 1]
 
     def test_what_a_server_refuses_is_an_error_here(self) -> None:
-        with self.server(status=503, latency=0) as down, self.server(latency=0) as up:
+        with self.server(status=503) as down, self.server() as up:
             members = [self.asking(up), self.asking(down), fixed(1, 2, 3, 4)]
             with pytest.raises(ScoringError, match="'ask' failed: HTTPError: HTTP Error 503"):
                 Ensemble(members=members).score(SAMPLES)

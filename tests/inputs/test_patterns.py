@@ -6,7 +6,6 @@ import ast
 import importlib
 import pkgutil
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 import rm_plugins
+from tests.time_growth import grows
 
 ROOT = Path(__file__).parents[2]
 SEARCHES = ("search", "findall", "finditer", "sub", "split")
@@ -81,7 +81,6 @@ PIECES = [
         "1 > ",
     ),
 ]
-_SHORT, _UNSEEN = 8_000, 0.004
 
 
 def patterns() -> Iterator[tuple[str, re.Pattern[str], set[str]]]:
@@ -111,24 +110,15 @@ def uses(pattern: re.Pattern[str], methods: set[str]) -> dict[str, Callable[[str
     return {method: getattr(pattern, method) for method in sorted(chosen)}
 
 
-def grows(use: Callable[[str], Any]) -> list[str]:
-    """The texts for which a use takes more than its share of time."""
+def outgrown(use: Callable[[str], Any]) -> list[str]:
+    """The first text for which a use takes more than its share of time."""
     for piece in PIECES:
         for beginning in ("", "```json\n", "$"):
             for end in ("", " x"):
-                short, long = (beginning + piece * (size // len(piece)) + end for size in (_SHORT, 2 * _SHORT))
-                if _seconds(use, short) < _UNSEEN:  # of which a text in proportion to its square would take far more
-                    continue
-                growth = min(_seconds(use, long) / _seconds(use, short) for _ in range(3))
-                if growth > 3:
-                    return [f"{beginning!r} {piece!r} {end!r}: {growth:.1f} times as long"]
+                said = grows(use, piece, characters=8_000, beginning=beginning, end=end, seconds=0.004)
+                if said is not None:
+                    return [said]
     return []
-
-
-def _seconds(use: Callable[[str], Any], text: str) -> float:
-    started = time.perf_counter()
-    use(text)
-    return time.perf_counter() - started
 
 
 FOUND = {name: (pattern, methods) for name, pattern, methods in patterns()}
@@ -142,9 +132,9 @@ def test_there_are_patterns_to_look_at() -> None:
 def test_a_pattern_takes_time_in_proportion(name: str) -> None:
     pattern, methods = FOUND[name]
     for method, use in uses(pattern, methods).items():
-        assert grows(use) == [], f"{name}.{method}: {pattern.pattern!r}"
+        assert outgrown(use) == [], f"{name}.{method}: {pattern.pattern!r}"
 
 
 @pytest.mark.parametrize("pattern", [r"a+!", r"^ {0,3}```json\n(?s:.*?)^```$", r"\s+\n!", r"<answer>(?s:.*?)</answer>"])
 def test_the_sweep_sees_one_that_does_not(pattern: str) -> None:
-    assert grows(re.compile(pattern, re.MULTILINE).search)
+    assert outgrown(re.compile(pattern, re.MULTILINE).search)

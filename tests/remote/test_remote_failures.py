@@ -254,7 +254,7 @@ class TestFailures:
         begun = time.monotonic()
         with remote(scorer, deadline=0.3) as provider:
             scores = provider.score(SAMPLES, on_error="abstain")
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 4.5
         assert scores.values[0] == EXPECTED[0]
         assert scores.failed.tolist() == [False, True, True, True, True]
 
@@ -276,7 +276,7 @@ class TestFailures:
             begun = time.monotonic()
             with pytest.raises(ScoringError, match=r"cannot be used.*Is the server running.*deadline: 600}") as caught:
                 provider.score(SAMPLES)
-            assert 0.3 <= time.monotonic() - begun < 3
+            assert 0.3 <= time.monotonic() - begun < 30  # without it, ten minutes
         assert all(f"{url}: no connection" in str(caught.value) for url in address)
         assert "retrying for 0.3 seconds; to wait longer for a server that is starting, set `deadline`" in caplog.messages[0]
 

@@ -134,7 +134,7 @@ class TestSeveralServers:
             wait_for(lambda: slow.hung_up >= len(slow.bodies))
             provider.close()
         assert scores.values.tolist() == EXPECTED
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 4.5
         assert provider.counts["hedges"] >= 1
         assert slow.bodies[0]["id"] in [body["id"] for body in quick.bodies]
 

@@ -20,6 +20,7 @@ from rm_plugins.providers.rules.math_comparison import _last_answer, _last_boxes
 from rm_plugins.providers.rules.phrases import Phrases
 from rm_plugins.providers.rules.repetition import Repetition
 from tests.rules.conftest import load, refused
+from tests.time_growth import grows
 
 MEGABYTE = 1_000_000
 EVIL = "a" * 60 + "!"
@@ -239,25 +240,13 @@ LINEAR: dict[str, Callable[[str], Any]] = {
 }
 
 
-def seconds(function: Callable[[str], Any], text: str) -> float:
-    started = time.perf_counter()
-    function(text)
-    return time.perf_counter() - started
-
-
 @pytest.mark.parametrize("rule", LINEAR)
 @pytest.mark.parametrize("end", ["", "!", "\n```"])
 def test_twice_the_text_takes_twice_the_time(rule: str, end: str) -> None:
-    for first in PIECES:
+    for piece in PIECES:
         for beginning in ("", "```json\n", r"\boxed{1}"):
-            once = beginning + first * (MEGABYTE // 8 // len(first)) + end
-            if (
-                seconds(LINEAR[rule], once) < 0.03
-            ):  # of which eight times as much takes less than a second, if not more than twice each
-                continue
-            twice = beginning + first * (MEGABYTE // 4 // len(first)) + end
-            growth = [seconds(LINEAR[rule], twice) / seconds(LINEAR[rule], once) for _ in range(3)]
-            assert min(growth) < 3, (rule, first, beginning)
+            said = grows(LINEAR[rule], piece, characters=MEGABYTE // 8, beginning=beginning, end=end, seconds=0.03)
+            assert said is None, said
 
 
 def test_format_of_ordinary_patterns_is_what_re_says() -> None:

@@ -121,14 +121,14 @@ class TestBodies:
                 started = time.monotonic()
                 answer = b""
                 connection.settimeout(0.1)
-                while not answer and time.monotonic() < started + 3:
+                while not answer and time.monotonic() < started + 20:
                     connection.sendall(b" ")
                     try:
                         answer = connection.recv(1_000)
                     except TimeoutError:
                         continue
             assert status_of(answer) == 408
-            assert time.monotonic() < started + 2
+            assert time.monotonic() < started + 15
 
     def test_a_request_has_no_more_characters_than_may_wait(self) -> None:
         with served(FixedProvider(scores=lengths), max_queue_characters=10_000) as client:
@@ -181,12 +181,12 @@ class TestHeads:
         ],
     )
     def test_are_short_and_come_in_time(self, head: bytes, status: int, port: int) -> None:
-        assert status_of(exchange(port, head, timeout=3)) == status
+        assert status_of(exchange(port, head, timeout=20)) == status
 
     def test_a_connection_that_says_nothing_is_closed(self, port: int) -> None:
         asking = request("GET", "/health", Connection="keep-alive")
         for said, more in ((b"", b""), (b"\r\n", b"\r\n"), (asking, b"\r\n"), (asking, b"GET / HT")):
-            with socket.create_connection(("127.0.0.1", port), 3) as connection:
+            with socket.create_connection(("127.0.0.1", port), 20) as connection:
                 connection.sendall(said)
                 if said == asking:
                     assert b"200 OK" in connection.recv(1_000)
@@ -194,7 +194,7 @@ class TestHeads:
                 started = time.monotonic()
                 while connection.recv(1_000):
                     pass
-                assert time.monotonic() < started + 2
+                assert time.monotonic() < started + 8
 
     def test_requests_in_advance_are_few(self, port: int) -> None:
         short = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
