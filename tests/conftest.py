@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -36,7 +36,8 @@ from transformers import (
 )
 
 torch.set_num_threads(1)  # the tiny models' steps are shorter than waking another thread takes
-settings.register_profile("tests", deadline=None, derandomize=True, database=None)  # the same run on every machine
+# The same run on every machine, however slow that is.
+settings.register_profile("tests", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
 collect_ignore = ["plugin"]  # somebody else's distribution, as far as these tests are concerned

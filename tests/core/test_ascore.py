@@ -172,7 +172,7 @@ async def cancelled(provider: rm.Provider, begun: threading.Event) -> None:
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
-    patience = time.monotonic() + 10
+    patience = time.monotonic() + 60
     while not happened():
         assert time.monotonic() < patience, "it did not happen"
         time.sleep(0.01)

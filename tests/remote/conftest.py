@@ -47,7 +47,7 @@ def replies(*scripted: Reply | None) -> Before:
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
-    patience = time.monotonic() + 5
+    patience = time.monotonic() + 60
     while not happened():
         assert time.monotonic() < patience, "it did not happen"
         time.sleep(0.01)
