@@ -49,7 +49,7 @@ def _engine(_: click.Context, parameter: click.Parameter, value: str) -> str:
     show_default=True,
     callback=_choice,
     metavar="raise|drop|NUMBER",
-    help="How to treat samples that the reward fails on or abstains from. drop: slime, swift and nemo-gym only.",
+    help="How to treat samples that the reward fails on or abstains from. drop: slime and nemo-gym only.",
 )
 @click.option(
     "--prompt",

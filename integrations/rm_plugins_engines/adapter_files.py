@@ -234,7 +234,6 @@ ENGINES: Mapping[str, EngineFile] = {
         ],
         _swift_body,
         has_details=False,
-        drops="ms-swift's None; needs a second reward function and --reward_weights",
         groups=True,
         in_step=True,
     ),

@@ -12,7 +12,7 @@ from typing import Any
 
 from rm_plugins.errors import MissingDependencyError
 from rm_plugins.samples import Sample
-from rm_plugins_engines.engine_reward import EngineReward, NoReward, Outcome
+from rm_plugins_engines.engine_reward import EngineReward, NoReward
 from rm_plugins_engines.prompts import COLUMN, PromptSource
 from rm_plugins_engines.shared_reward import Spec
 
@@ -52,14 +52,14 @@ class AReaLReward:
             ScoringError: There is no reward, and `no_reward` is ``"raise"``.
         """
         (outcome,) = self.reward.score([self._sample(prompt, completions, data)])
-        return _value(outcome)
+        return outcome.number
 
     async def reward_fn_async(
         self, prompt: str, completions: str, prompt_ids: Sequence[int] = (), completion_ids: Sequence[int] = (), **data: Any
     ) -> float:
         """The same for coroutines of one process, whose samples are scored together."""
         (outcome,) = await self.reward.score_async([self._sample(prompt, completions, data)])
-        return _value(outcome)
+        return outcome.number
 
     def workflow(self) -> type[Any]:
         """AReaL's ``RLVRWorkflow`` with this reward; its arguments are the same without ``reward_fn``.
@@ -86,8 +86,3 @@ class AReaLReward:
 
     def _sample(self, prompt: str, completion: str, data: dict[str, Any]) -> Sample:
         return self._prompt.sample(prompt, completion, data)
-
-
-def _value(outcome: Outcome) -> float:
-    assert outcome.value is not None  # AReaL has no way to leave out a sample but an error, so dropping is not a choice
-    return outcome.value

@@ -48,6 +48,12 @@ class Outcome:
     fingerprint: str
 
     @property
+    def number(self) -> float:
+        """The value, for engines that cannot leave out a sample, which is why dropping is not a choice there."""
+        assert self.value is not None
+        return self.value
+
+    @property
     def numbers(self) -> dict[str, float]:
         """What engines log that collate numbers only: the details, and whether the value is not the reward's own."""
         return {**self.details, NO_REWARD: float(bool(self.why_none))}

@@ -1,8 +1,7 @@
 """Rewards for ms-swift 4.6: a class for ``--reward_funcs``, synchronous or asynchronous, and a plug-in for ``--reward_model_plugin``.
 
-ms-swift hands over whole batches with messages, so that the reward renders them itself. It takes None for a sample without a reward, and
-adds up its reward functions without those that are None. With one reward function, that sum is 0. So ``no_reward="drop"`` needs a second
-function.
+ms-swift hands over whole batches with messages, so that the reward renders them itself. It adds up its reward functions, and a None counts
+as 0 there. So a sample cannot be left out: ``no_reward`` is ``"raise"`` or a number.
 """
 
 from __future__ import annotations
@@ -11,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rm_plugins.data.plain_values import plain_row, plain_value
-from rm_plugins.errors import DataError, MissingDependencyError, UnsupportedError
+from rm_plugins.errors import DataError, MissingDependencyError
 from rm_plugins.samples import Sample
 from rm_plugins_engines.engine_reward import EngineReward, NoReward
 from rm_plugins_engines.shared_reward import Spec
 
 ENGINE = "ms-swift"
 
-_DROPS = "None, which the sum over several reward functions leaves out"
 _OF_THE_RUN = ("trainer_state", "trajectory_inputs", "prompt_id", "request_id", "response_token_ids", "rollout_infos")
 """What ms-swift hands over that is not in the dataset's row, and cannot be part of a sample."""
 
@@ -46,12 +44,12 @@ def orm(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
 
     Args:
         spec: Anything that `rm_plugins.load` takes.
-        no_reward: What a sample without a reward becomes: ``"raise"``, a number, or ``"drop"``, which is ms-swift's None and
-            needs a second reward function and ``--reward_weights``.
+        no_reward: What a sample without a reward becomes: ``"raise"``, which ends the training, or a number.
 
     Raises:
         MissingDependencyError: ms-swift is not installed, or too old.
         SpecError: An argument is wrong.
+        UnsupportedError: `no_reward` is ``"drop"``.
     """
     base = _base("ORM")
     reward = _reward(spec, no_reward)
@@ -59,12 +57,8 @@ def orm(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
     class RMPluginsORM(base):  # type: ignore[misc, valid-type]  # ms-swift's class
         """Scores a batch."""
 
-        def __init__(self, args: Any = None, **kwargs: Any) -> None:
-            super().__init__(args, **kwargs)
-            _check_drop(reward, args)
-
-        def __call__(self, completions: Sequence[str], **columns: Any) -> list[float | None]:
-            return [outcome.value for outcome in reward.score(samples_of(completions, columns))]
+        def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
+            return [outcome.number for outcome in reward.score(samples_of(completions, columns))]
 
     return RMPluginsORM
 
@@ -80,12 +74,8 @@ def async_orm(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
     class RMPluginsAsyncORM(base):  # type: ignore[misc, valid-type]  # ms-swift's class
         """Scores a batch."""
 
-        def __init__(self, args: Any = None, **kwargs: Any) -> None:
-            super().__init__(args, **kwargs)
-            _check_drop(reward, args)
-
-        async def __call__(self, completions: Sequence[str], **columns: Any) -> list[float | None]:
-            return [outcome.value for outcome in await reward.score_async(samples_of(completions, columns))]
+        async def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
+            return [outcome.number for outcome in await reward.score_async(samples_of(completions, columns))]
 
     return RMPluginsAsyncORM
 
@@ -98,7 +88,7 @@ def model_plugin(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
 
     Args:
         spec: Anything that `rm_plugins.load` takes.
-        no_reward: ``"raise"`` or a number, or ``"drop"`` where there are other rewards; this class cannot check that there are.
+        no_reward: What a sample without a reward becomes, as in `orm`.
 
     Raises:
         SpecError: An argument is wrong.
@@ -112,11 +102,11 @@ def model_plugin(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
             self.model = model
             self.template = template
 
-        def __call__(self, inputs: Sequence[Mapping[str, Any]], **others: Any) -> list[float | None]:
+        def __call__(self, inputs: Sequence[Mapping[str, Any]], **others: Any) -> list[float]:
             samples = [
                 _sample(row["messages"], {name: value for name, value in row.items() if name != "messages"}) for row in inputs
             ]
-            return [outcome.value for outcome in reward.score(samples)]
+            return [outcome.number for outcome in reward.score(samples)]
 
     return RMPluginsModelPlugin
 
@@ -160,26 +150,7 @@ def _sample(messages: Sequence[Mapping[str, Any]], columns: Mapping[str, Any], c
 
 
 def _reward(spec: Spec, no_reward: NoReward, *, in_step: bool = True) -> EngineReward:
-    return EngineReward(spec, ENGINE, no_reward=no_reward, drops=_DROPS, groups=in_step, in_step=in_step)
-
-
-def _check_drop(reward: EngineReward, args: Any) -> None:
-    """Refuse ``drop`` where this may be the only reward, whose None ms-swift would add up to 0."""
-    if reward.no_reward != "drop":
-        return
-    functions, models, weights = (
-        len(_listed(getattr(args, name, None))) for name in ("reward_funcs", "reward_model", "reward_weights")
-    )
-    if max(functions, 1) + models < 2 and weights < 2:  # only Megatron's arguments have the functions
-        raise UnsupportedError(
-            "ms-swift adds up its reward functions without those that return None. If this is the only one, a sample without a reward gets "
-            "0. Choose `no_reward='raise'` or a number; or train with a second reward function, and set --reward_weights, which shows here "
-            "that there are two."
-        )
-
-
-def _listed(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+    return EngineReward(spec, ENGINE, no_reward=no_reward, groups=in_step, in_step=in_step)
 
 
 def _base(name: str) -> type[Any]:

@@ -78,8 +78,7 @@ class VerifiersReward:
         trace.info[INFO] = {
             name: None if isinstance(fact, float) and math.isnan(fact) else fact for name, fact in outcome.facts.items()
         }
-        assert outcome.value is not None  # a trace without a reward has an error, so dropping is not a choice
-        return outcome.value
+        return outcome.number
 
 
 def sample_of(task: Any, trace: Any) -> Sample:

@@ -160,5 +160,4 @@ def _sample_of(item: Any, completion: str) -> Sample:
 
 
 def _result(outcome: Outcome) -> dict[str, float | str]:
-    assert outcome.value is not None  # verl has no way to leave out a sample, so it is not a choice
-    return {**outcome.facts, "score": outcome.value}
+    return {**outcome.facts, "score": outcome.number}

@@ -24,6 +24,11 @@ def by_text(completions: Sequence[Any], **columns: Any) -> list[float | None]:
     return [None if text == "none" else float(text) for text in texts]
 
 
+def abstains(completions: Sequence[Any], **columns: Any) -> list[None]:
+    """No sample has a score."""
+    return [None] * len(completions)
+
+
 def process(completions: Sequence[Any], **columns: Any) -> list[float]:
     """The process that scores."""
     return [float(os.getpid())] * len(completions)

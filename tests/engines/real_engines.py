@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 
 from rm_plugins_engines.adapter_files import adapter_text
 from rm_plugins_engines.shared_reward import shared_reward
+from rm_plugins_engines.swift import orm
 from tests.engines.engine_samples import engine_rows
 from tests.engines.stand_ins import Anything, stand_in_for
 
@@ -189,6 +190,7 @@ def swift(folder: Path) -> dict[str, Any]:
         "objects",
     )
     from swift.rewards import orms, rm_plugins
+    from swift.rl_core.advantage import compute_advantages
     from swift.rl_core.data import GRPOSample
     from swift.rl_core.grpo_algorithm import compute_rewards_per_func
     from swift.utils.utils import import_external_file
@@ -201,10 +203,19 @@ def swift(folder: Path) -> dict[str, Any]:
         )
         for row in ROWS
     ]
+
+    def summed(function: Callable[..., Any]) -> float:
+        """The reward that ms-swift trains with for a sample whose only reward is a function's."""
+        per_function = compute_rewards_per_func(samples[:1], [function], [None], torch.device("cpu"))
+        _, rewards = compute_advantages(per_function, torch.ones(1), num_generations=1)
+        return float(rewards[0])
+
+    ours = orm("tests.engines.failing:abstains", no_reward=-5.0)(args=args)
     functions = [orms["rm_plugins"](args=args), orms["rm_plugins_async"](args=args), torch.nn.Identity()]
     plugins = [None, None, rm_plugins["rm_plugins"](model=None, template=None)]
     columns = compute_rewards_per_func(samples, functions, plugins, torch.device("cpu")).T.tolist()
-    return {name: {"values": values} for name, values in zip(("function", "asynchronous", "model"), columns, strict=True)}
+    scored = {name: {"values": values} for name, values in zip(("function", "asynchronous", "model"), columns, strict=True)}
+    return {**scored, "without": {"their None": summed(lambda completions, **_: [None]), "ours": summed(ours)}}
 
 
 def verifiers(folder: Path) -> dict[str, Any]:

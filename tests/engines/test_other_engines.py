@@ -25,7 +25,7 @@ from rm_plugins_engines.nemo_rl import sample_of as nemo_rl_sample
 from rm_plugins_engines.openrlhf import OpenRLHFReward
 from rm_plugins_engines.prompts import PromptSource
 from rm_plugins_engines.slime import SlimeReward
-from rm_plugins_engines.swift import orm, samples_of
+from rm_plugins_engines.swift import model_plugin, samples_of
 from rm_plugins_engines.swift import register as register_in_swift
 from rm_plugins_engines.verifiers import VerifiersReward
 from rm_plugins_engines.verl import VerlReward, _result
@@ -167,31 +167,6 @@ def test_nemo_rl_s_contents_in_parts_are_text(monkeypatch: pytest.MonkeyPatch) -
     assert (step.rewards.tolist(), step.answers) == ([42.0], ["42"])
 
 
-@pytest.mark.parametrize(
-    ("settings", "is_refused"),
-    [
-        ({}, True),  # those of GRPOTrainer have no reward_funcs
-        ({"reward_weights": [1.0, 0.5]}, False),
-        ({"reward_weights": [1.0]}, True),
-        ({"reward_model": ["judge"]}, False),
-        ({"reward_funcs": ["rm_plugins"]}, True),
-        ({"reward_funcs": ["rm_plugins", "format"]}, False),
-    ],
-)
-def test_swift_drops_samples_only_if_another_reward_is_left(
-    settings: dict[str, Any], is_refused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = type("ORM", (), {"__init__": lambda self, args=None, **_: None})
-    monkeypatch.setattr("rm_plugins_engines.swift._base", lambda name: base)
-    made = orm(MIXED, no_reward="drop")
-    if is_refused:
-        with pytest.raises(UnsupportedError, match="--reward_weights"):
-            made(args=SimpleNamespace(**settings))
-    else:
-        messages = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}] for text in ("1", "none")]
-        assert made(args=SimpleNamespace(**settings))(["1", "none"], messages=messages) == [1.0, None]
-
-
 def test_swift_s_arguments_of_the_run_are_no_columns() -> None:
     messages = [*ROWS[0]["messages"], {"role": "assistant", "content": "4", "loss": True}]
     (sample,) = samples_of(["4"], {"messages": [messages], "solution": ["4"], "request_id": ["r"], "trainer_state": None})
@@ -267,7 +242,21 @@ def _verifiers(no_reward: NoReward, text: str) -> tuple[Any, Any]:
     return value, metrics["rm_no_reward"]
 
 
-ENGINES = {"openrlhf": _openrlhf, "verl": _verl, "slime": _slime, "nemo-gym": _gym, "areal": _areal, "verifiers": _verifiers}
+def _swift(no_reward: NoReward, text: str) -> tuple[Any, Any]:
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}]
+    (value,) = model_plugin(MIXED, no_reward=no_reward)()([{"messages": messages}])
+    return value, float(value == no_reward)
+
+
+ENGINES = {
+    "openrlhf": _openrlhf,
+    "swift": _swift,
+    "verl": _verl,
+    "slime": _slime,
+    "nemo-gym": _gym,
+    "areal": _areal,
+    "verifiers": _verifiers,
+}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -292,7 +281,7 @@ def test_nemo_gym_sets_aside_a_row_without_a_number() -> None:
         assert client.post("/verify", json={"response": {}}).status_code == 422
 
 
-@pytest.mark.parametrize("engine", ["openrlhf", "verl", "areal", "verifiers"])
+@pytest.mark.parametrize("engine", ["openrlhf", "verl", "areal", "verifiers", "swift"])
 def test_leaving_out_is_refused_where_the_engine_cannot(engine: str) -> None:
     with pytest.raises(UnsupportedError, match="cannot leave out"):
         ENGINES[engine]("drop", "1")

@@ -47,3 +47,8 @@ def test_engines_log_the_details(results: dict[str, Any]) -> None:
     assert results["openrlhf"]["column:messages"]["extra"] == {"rm_no_reward": 0.0}
     reward = results["verifiers"]["reward"]
     assert reward["extra"] == {"metrics": {"rm_no_reward": 0.0}, "weighted": pytest.approx(2 * reward["values"][0])}
+
+
+def test_ms_swift_makes_zero_of_a_none_which_our_reward_never_returns(results: dict[str, Any]) -> None:
+    """If this fails because `their None` is no longer 0, ms-swift may be able to leave out samples."""
+    assert results["swift"]["without"] == {"their None": 0.0, "ours": -5.0}
