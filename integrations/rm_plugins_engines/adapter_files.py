@@ -217,6 +217,12 @@ async def reward(task, trace):
 """
 
 
+_FUNCTIONS = """from rm_plugins_engines.python_path import look_for_functions_in
+
+look_for_functions_in({folder})
+
+"""
+
 ENGINES: Mapping[str, EngineFile] = {
     "verl": EngineFile("verl 0.9.1", _verl_flags, _verl_body, prompt=f"{COLUMN}prompt", column_in="extra_info", has_text=False),
     "openrlhf": EngineFile(
@@ -305,5 +311,5 @@ def adapter_text(
         *facts.flags(path),
     ]
     header = "\n".join(f"# {line}".rstrip() for line in lines)
-    functions = f"import sys\n\nsys.path.append({python_path!r})  # has the reward's functions\n\n" if python_path else ""
+    functions = _FUNCTIONS.format(folder=repr(python_path)) if python_path else ""
     return f"{header}\n\n{functions}SPEC = {spec!r}\n\n{facts.body(arguments)}"

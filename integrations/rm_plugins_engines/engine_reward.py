@@ -15,6 +15,7 @@ from rm_plugins.errors import RmPluginsError, ScoringError, SpecError, Unsupport
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores
 from rm_plugins.server.served_reward import RewardFacts
+from rm_plugins_engines.python_path import folders_of_functions, look_for_functions_in
 from rm_plugins_engines.shared_reward import SharedReward, Spec, checked_spec, shared_reward, shared_reward_async
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ class Outcome:
 
 
 class EngineReward:
-    """A reward as an engine calls it. It can be pickled: every process loads the spec for itself.
+    """A reward as an engine calls it. It can be pickled: every process loads the spec for itself, and looks for its functions in the same
+    folders (`look_for_functions_in`).
 
     Args:
         spec: Anything that `rm_plugins.load` takes, except a loaded provider.
@@ -124,6 +126,13 @@ class EngineReward:
         shared = await shared_reward_async(self.spec)
         self._check(shared)
         return self._outcomes(shared, await shared.score_async(samples))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_folders": folders_of_functions()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        look_for_functions_in(*state.pop("_folders"))
+        vars(self).update(state)
 
     def _check(self, shared: SharedReward) -> None:
         check_reward(shared.reward.facts, self.engine, groups=self.groups, in_step=self.in_step)

@@ -143,7 +143,7 @@ def test_functions_in_the_working_directory_are_found_from_everywhere(
     subprocess.run(command, cwd=here, check=True)
     ended = subprocess.run([sys.executable, "-c", called], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert ended.stdout == "[2.0]\n"
-    assert f"sys.path.append({str(here)!r})" in (tmp_path / "reward.py").read_text(encoding="utf-8")
+    assert f"look_for_functions_in({str(here)!r})" in (tmp_path / "reward.py").read_text(encoding="utf-8")
 
 
 def test_a_name_that_engines_do_not_find_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
