@@ -186,8 +186,8 @@ def _areal_body(arguments: Mapping[str, str]) -> str:
 REWARD = AReaLReward({_called(arguments)})
 
 
-def reward_fn(prompt, completions, prompt_ids, completion_ids, **data):
-    return REWARD.reward_fn(prompt, completions, prompt_ids, completion_ids, **data)
+def reward_fn(*passed, **data):  # passed: the prompt, the completion, and the token ids of both
+    return REWARD.reward_fn(*passed, **data)
 
 
 def __getattr__(name):  # the workflow's class is made when AReaL asks for it

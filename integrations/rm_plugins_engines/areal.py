@@ -7,7 +7,7 @@ where samples are scored together and without that limit. The prompt's messages 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rm_plugins.errors import MissingDependencyError
@@ -17,6 +17,8 @@ from rm_plugins_engines.prompts import COLUMN, PromptSource
 from rm_plugins_engines.shared_reward import Spec
 
 ENGINE = "AReaL"
+
+_PASSED_BY_NAME = ("prompt", "completions", "prompt_ids", "completion_ids")
 
 
 class AReaLReward:
@@ -35,28 +37,26 @@ class AReaLReward:
         self.reward = EngineReward(spec, ENGINE, no_reward=no_reward)
         self._prompt = PromptSource(prompt, ENGINE, "the row")
 
-    def reward_fn(
-        self, prompt: str, completions: str, prompt_ids: Sequence[int] = (), completion_ids: Sequence[int] = (), **data: Any
-    ) -> float:
+    def reward_fn(self, prompt: Any = None, completions: Any = None, /, *ids: Sequence[int], **data: Any) -> float:
         """Score one completion.
+
+        AReaL's workflow for images passes the first four arguments by name. All others pass them by position, and then the row may have
+        columns with these names.
 
         Args:
             prompt: The prompt as decoded by the policy's tokenizer, which a chat template has rendered.
             completions: The completion as decoded, with its EOS token.
-            prompt_ids: Ignored; they are the policy's.
-            completion_ids: Ignored.
+            ids: The policy's token ids of both; ignored.
             data: The row of the dataset: the columns of the sample.
 
         Raises:
-            DataError: The prompt is missing.
+            DataError: The prompt or the completion is missing.
             ScoringError: There is no reward, and `no_reward` is ``"raise"``.
         """
         (outcome,) = self.reward.score([self._sample(prompt, completions, data)])
         return outcome.number
 
-    async def reward_fn_async(
-        self, prompt: str, completions: str, prompt_ids: Sequence[int] = (), completion_ids: Sequence[int] = (), **data: Any
-    ) -> float:
+    async def reward_fn_async(self, prompt: Any = None, completions: Any = None, /, *ids: Sequence[int], **data: Any) -> float:
         """The same for coroutines of one process, whose samples are scored together."""
         (outcome,) = await self.reward.score_async([self._sample(prompt, completions, data)])
         return outcome.number
@@ -84,5 +84,8 @@ class AReaLReward:
 
         return RMPluginsWorkflow
 
-    def _sample(self, prompt: str, completion: str, data: dict[str, Any]) -> Sample:
+    def _sample(self, prompt: Any, completion: Any, data: Mapping[str, Any]) -> Sample:
+        if prompt is None and completion is None:
+            prompt, completion = data.get("prompt"), data.get("completions")
+            data = {name: value for name, value in data.items() if name not in _PASSED_BY_NAME}
         return self._prompt.sample(prompt, completion, data)

@@ -57,7 +57,7 @@ def orm(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
     class RMPluginsORM(base):  # type: ignore[misc, valid-type]  # ms-swift's class
         """Scores a batch."""
 
-        def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
+        def __call__(self, completions: Sequence[str], /, **columns: Any) -> list[float]:
             return [outcome.number for outcome in reward.score(samples_of(completions, columns))]
 
     return RMPluginsORM
@@ -74,7 +74,7 @@ def async_orm(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
     class RMPluginsAsyncORM(base):  # type: ignore[misc, valid-type]  # ms-swift's class
         """Scores a batch."""
 
-        async def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
+        async def __call__(self, completions: Sequence[str], /, **columns: Any) -> list[float]:
             return [outcome.number for outcome in await reward.score_async(samples_of(completions, columns))]
 
     return RMPluginsAsyncORM
@@ -145,7 +145,7 @@ def _sample(messages: Sequence[Mapping[str, Any]], columns: Mapping[str, Any], c
         raise DataError("A conversation of ms-swift must end with the assistant's message, which is scored.")
     if completion is not None:
         turns[-1]["content"] = completion
-    kept = {name: value for name, value in columns.items() if name not in _OF_THE_RUN and value is not None}
+    kept = {name: value for name, value in columns.items() if name not in _OF_THE_RUN}
     return Sample(turns[:-1], turns[-1:], plain_row(kept))
 
 

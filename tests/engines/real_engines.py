@@ -263,18 +263,21 @@ def areal(folder: Path) -> dict[str, Any]:
         prompt = tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True)
         return prompt, row["completion"] + tokenizer.eos_token
 
+    def task_of(row: dict[str, Any]) -> dict[str, Any]:
+        named_alike = {"prompt": "another", "completions": ["another"], "prompt_ids": [3], "completion_ids": [4]}
+        return {"messages": row["messages"], "solution": row["solution"], **named_alike}
+
     async def of_workflow(row: dict[str, Any]) -> float:
         prompt, answer = decoded(row)
         tokens = SimpleNamespace(input_tokens=[1], output_tokens=tokenizer(answer, add_special_tokens=False)["input_ids"])
-        task = {"messages": row["messages"], "solution": row["solution"]}
-        return float(await workflow._compute_rewards(tokens, prompt, task))
+        return float(await workflow._compute_rewards(tokens, prompt, task_of(row)))
 
     async def all_of_them() -> list[float]:
         return await asyncio.gather(*map(of_workflow, ROWS))
 
     async def pooled() -> list[float]:
         wrapper = AsyncRewardWrapper(reward.reward_fn, timeout_seconds=600, max_workers=1, max_retries=0)
-        calls = (wrapper(*decoded(row), [1], [2], messages=row["messages"], solution=row["solution"]) for row in ROWS[:8])
+        calls = (wrapper(*decoded(row), [1], [2], **task_of(row)) for row in ROWS[:8])
         values: list[float] = await asyncio.gather(*calls)
         return values
 

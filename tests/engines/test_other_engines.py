@@ -24,7 +24,7 @@ from rm_plugins_engines.nemo_rl import sample_of as nemo_rl_sample
 from rm_plugins_engines.openrlhf import OpenRLHFReward
 from rm_plugins_engines.prompts import PromptSource
 from rm_plugins_engines.slime import SlimeReward
-from rm_plugins_engines.swift import model_plugin, samples_of
+from rm_plugins_engines.swift import async_orm, model_plugin, orm, samples_of
 from rm_plugins_engines.swift import register as register_in_swift
 from rm_plugins_engines.verifiers import VerifiersReward
 from rm_plugins_engines.verl import VerlReward, _result
@@ -145,6 +145,18 @@ def test_swift_s_arguments_of_the_run_are_no_columns() -> None:
     assert sample == rm.Sample(ROWS[0]["messages"], "4", {"solution": "4"})
 
 
+def test_swift_s_rows_may_have_a_column_of_completions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rm_plugins_engines.swift._base", lambda name: object)
+    columns = {"completions": ["none", "none"], "messages": [[{"role": "assistant", "content": ""}]] * 2}
+    assert orm(MIXED)()(["4", "5"], **columns) == [4.0, 5.0]
+    assert asyncio.run(async_orm(MIXED)()(["4", "5"], **columns)) == [4.0, 5.0]
+
+
+def test_swift_s_null_columns_are_null_as_in_trl() -> None:
+    columns = {"messages": [[{"role": "assistant", "content": ""}]] * 2, "solution": ["4", None]}
+    assert [sample.columns for sample in samples_of(["4", "5"], columns)] == [{"solution": "4"}, {"solution": None}]
+
+
 def test_swift_s_columns_may_be_arrays() -> None:
     messages = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": ""}]] * 2
     columns = {
@@ -163,6 +175,24 @@ def test_swift_s_columns_may_be_arrays() -> None:
 def test_swift_s_conversation_ends_with_the_assistant(messages: list[Any]) -> None:
     with pytest.raises(DataError, match="must end with the assistant's message"):
         samples_of(["4"], {"messages": [messages]})
+
+
+def test_areal_s_rows_may_have_columns_with_the_names_of_its_arguments() -> None:
+    row = {"prompt": "2+2?", "completions": ["3"], "prompt_ids": [3], "completion_ids": [4], "self": 5}
+    reward = AReaLReward(LENGTH, prompt="column:prompt")
+    assert reward.reward_fn("<|user|>2+2?<|assistant|>", "4<|end|>", [1], [2], **row) == 4.0
+    sample = reward._sample("<|user|>2+2?<|assistant|>", "4<|end|>", row)
+    assert sample == rm.Sample("2+2?", "4", row)
+
+
+def test_areal_s_workflow_for_images_passes_its_arguments_by_name() -> None:
+    passed = {"prompt": "<|user|>rendered", "completions": "4<|end|>", "prompt_ids": [1], "completion_ids": [2]}
+    reward = AReaLReward(LENGTH)
+    assert reward.reward_fn(**passed, messages=[{"role": "user", "content": "2+2?"}]) == 4.0
+    sample = reward._sample(None, None, {**passed, "messages": [{"role": "user", "content": "2+2?"}], "solution": "4"})
+    assert set(sample.columns) == {"messages", "solution"}
+    with pytest.raises(DataError, match="a completion that is not text: None"):
+        reward.reward_fn("2+2?", messages="2+2?")
 
 
 def test_slime_s_prompt_that_is_missing_is_an_error() -> None:
