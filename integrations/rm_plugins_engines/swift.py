@@ -17,7 +17,8 @@ from rm_plugins_engines.shared_reward import Spec
 
 ENGINE = "ms-swift"
 
-_OF_THE_RUN = ("trainer_state", "trajectory_inputs", "prompt_id", "request_id", "response_token_ids", "rollout_infos")
+_TOKEN_IDS = "response_token_ids"
+_OF_THE_RUN = ("trainer_state", "trajectory_inputs", "prompt_id", "request_id", _TOKEN_IDS, "rollout_infos")
 """What ms-swift hands over that is not in the dataset's row, and cannot be part of a sample."""
 
 
@@ -128,7 +129,8 @@ def samples_of(completions: Sequence[str], columns: Mapping[str, Any]) -> list[S
             f"ms-swift hands over {len(completions)} completions with {'no' if conversations is None else len(conversations)} `messages`; "
             "one conversation for each is needed. Call the reward with the column `messages`."
         )
-    others = plain_row({name: values for name, values in columns.items() if name not in ("messages", *_OF_THE_RUN)})
+    skipped = {"messages", *_OF_THE_RUN} - {_TOKEN_IDS}
+    others = plain_row({name: values for name, values in columns.items() if name not in skipped})
     by_row = {
         name: values for name, values in others.items() if isinstance(values, (list, tuple)) and len(values) == len(completions)
     }
@@ -139,14 +141,35 @@ def samples_of(completions: Sequence[str], columns: Mapping[str, Any]) -> list[S
 
 
 def _sample(messages: Sequence[Mapping[str, Any]], columns: Mapping[str, Any], completion: str | None = None) -> Sample:
-    """A conversation whose last message is the completion, which may have another content."""
+    """A conversation that ends with the completion, whose last message may have another content."""
     turns = [{name: value for name, value in message.items() if name != "loss"} for message in plain_value(list(messages))]
     if not turns or turns[-1].get("role") != "assistant":
         raise DataError("A conversation of ms-swift must end with the assistant's message, which is scored.")
     if completion is not None:
         turns[-1]["content"] = completion
+    written = [place for place, turn in enumerate(turns) if turn.get("role") == "assistant"]
+    for place in written:
+        if _is_token_ids(turns[place].get("content")):
+            raise DataError(
+                f"ms-swift hands over the content of messages[{place}] as token ids, which only the policy's tokenizer can read: "
+                f"{turns[place]['content']!r:.80}. Its multi-turn schedulers do that. Let the scheduler return messages with text."
+            )
+    generated = min(max(1, _generated_turns(columns.get(_TOKEN_IDS))), len(written))
+    start = written[-generated]
     kept = {name: value for name, value in columns.items() if name not in _OF_THE_RUN}
-    return Sample(turns[:-1], turns[-1:], plain_row(kept))
+    return Sample(turns[:start], turns[start:], plain_row(kept))
+
+
+def _is_token_ids(content: Any) -> bool:
+    if isinstance(content, list):
+        return all(isinstance(item, int) for item in content)
+    return isinstance(content, Mapping)
+
+
+def _generated_turns(token_ids: Any) -> int:
+    """How many turns a multi-turn rollout has generated: it has a list of token ids for each, and any other rollout a single list."""
+    ids = plain_value(token_ids)
+    return len(ids) if isinstance(ids, list) and all(isinstance(turn, list) for turn in ids) else 1
 
 
 def _reward(spec: Spec, no_reward: NoReward, *, in_step: bool = True) -> EngineReward:

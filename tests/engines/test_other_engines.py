@@ -152,6 +152,30 @@ def test_swift_s_rows_may_have_a_column_of_completions(monkeypatch: pytest.Monke
     assert asyncio.run(async_orm(MIXED)()(["4", "5"], **columns)) == [4.0, 5.0]
 
 
+def test_the_turns_that_ms_swift_s_scheduler_has_generated_are_the_completion() -> None:
+    """Otherwise each sample of a group would have a prompt of its own, and would be compared with nothing."""
+    user, tool = {"role": "user", "content": "Q"}, {"role": "tool", "content": "sunny"}
+    said = [{"role": "assistant", "content": text} for text in ("1", "2", "3")]
+    turns = [user, said[0], user, said[1], tool, said[2]]
+    for ids, start in (([[5], [6]], 3), ([[5], [6], [7]], 1), ([5, 6], 5), ([], 5), (None, 5), ([[5]] * 9, 1)):
+        (sample,) = samples_of(["3"], {"messages": [turns], "response_token_ids": [ids]})
+        assert (sample.prompt, sample.completion, sample.columns) == (turns[:start], turns[start:], {})
+    row = {"messages": turns, "response_token_ids": [[5], [6]]}
+    ranked = {"provider": "function", "function": MIXED, "transform": "rank-in-group"}
+    other = {
+        **row,
+        "messages": [*turns[:3], {"role": "assistant", "content": "4"}, tool, {"role": "assistant", "content": "4"}],
+    }
+    assert model_plugin(ranked)()([row, other]) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("content", [[5, 6], [], {"token_ids": [5], "loss_mask": [1]}])
+def test_a_turn_that_ms_swift_keeps_as_token_ids_is_an_error(content: Any) -> None:
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": content}, {"role": "user", "content": "Q"}]
+    with pytest.raises(DataError, match=r"messages\[1\] as token ids"):
+        samples_of(["4"], {"messages": [[*turns, {"role": "assistant", "content": "4"}]]})
+
+
 def test_swift_s_null_columns_are_null_as_in_trl() -> None:
     columns = {"messages": [[{"role": "assistant", "content": ""}]] * 2, "solution": ["4", None]}
     assert [sample.columns for sample in samples_of(["4", "5"], columns)] == [{"solution": "4"}, {"solution": None}]
