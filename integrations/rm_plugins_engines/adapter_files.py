@@ -70,6 +70,7 @@ def _verl_flags(path: Path) -> Sequence[str]:
         "Or the function, with the prompt in the dataset's extra_info:",
         f"  python -m verl.trainer.main_ppo ... reward.custom_reward_function.path={_for_hydra(path)} \\",
         "    reward.custom_reward_function.name=compute_score",
+        "Not with verl's manager rate_limited, which gives 0 to a sample whose reward fails or takes too long.",
     ]
 
 

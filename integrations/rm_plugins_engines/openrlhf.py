@@ -84,12 +84,12 @@ class OpenRLHFReward:
 
 
 def columns_of_label(label: Any) -> dict[str, Any]:
-    """The columns of a sample whose row an engine hands over as a label.
+    """The columns of a sample whose row an engine hands over as a label. An item named ``label`` takes the place of the whole label.
 
-    >>> columns_of_label('{"answer": "4"}'), columns_of_label("4"), columns_of_label(None)
-    ({'answer': '4', 'label': '{"answer": "4"}'}, {'label': '4'}, {})
+    >>> columns_of_label('{"answer": "4"}'), columns_of_label("4"), columns_of_label(None), columns_of_label({"label": "4"})
+    ({'label': '{"answer": "4"}', 'answer': '4'}, {'label': '4'}, {}, {'label': '4'})
     """
     if label is None:
         return {}
     items = plain_value(from_json(label))
-    return {**(items if isinstance(items, Mapping) else {}), "label": plain_value(label)}
+    return {"label": plain_value(label), **(items if isinstance(items, Mapping) else {})}

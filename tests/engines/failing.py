@@ -29,6 +29,11 @@ def abstains(completions: Sequence[Any], **columns: Any) -> list[None]:
     return [None] * len(completions)
 
 
+def labels(completions: Sequence[Any], label: Sequence[Any]) -> list[float]:
+    """The label of each sample."""
+    return [float(text) for text in label]
+
+
 def process(completions: Sequence[Any], **columns: Any) -> list[float]:
     """The process that scores."""
     return [float(os.getpid())] * len(completions)

@@ -324,6 +324,15 @@ def test_a_detail_does_not_replace_verl_s_score() -> None:
     assert _result(outcome)["score"] == 1.0
 
 
+def test_an_item_named_label_of_openrlhf_s_label_is_the_column() -> None:
+    label = json.dumps({"label": "7", "messages": [{"role": "user", "content": "2+2?"}]})
+    spec = "tests.engines.failing:labels"
+    assert OpenRLHFReward(spec, prompt="column:messages").reward_func(["2+2? 4"], ["2+2?"], [label])["rewards"].tolist() == [
+        7.0
+    ]
+    assert OpenRLHFReward(spec).reward_func(["2+2? 4"], ["2+2?"], ["7"])["rewards"].tolist() == [7.0]
+
+
 def test_openrlhf_s_plain_prompt_is_cut_off_the_query() -> None:
     values = OpenRLHFReward(LENGTH).reward_func(["2+2? 4</s>", "Sea? salt"], ["2+2? ", "Sea? "], [None, "label"])["rewards"]
     assert values.tolist() == [5.0, 5.0]
