@@ -30,6 +30,7 @@ class PromptSource:
         engine: The engine's name in messages.
         column_in: What the engine hands the row over as, such as ``extra_info``.
         has_text: Whether the engine hands over a prompt as text.
+        has_eos: Whether its completions may end with EOS tokens as text.
 
     Raises:
         SpecError: The source is unknown, or the engine has no text of a prompt.
@@ -39,6 +40,7 @@ class PromptSource:
     engine: str
     column_in: str
     has_text: bool = True
+    has_eos: bool = True
 
     def __post_init__(self) -> None:
         known = (AUTO, TEXT, RENDERED, NONE) if self.has_text else (NONE,)
@@ -63,7 +65,7 @@ class PromptSource:
         columns = plain_row(columns)
         if self.source == RENDERED:
             return RenderedSample.of(prompt + completion, add_special_tokens=False, prompt=prompt, columns=columns)
-        completion = without_eos(completion)
+        completion = without_eos(completion) if self.has_eos else completion
         if self.source == NONE:
             return Sample("", completion, columns)
         if self.source.startswith(COLUMN):

@@ -47,7 +47,7 @@ class VerlReward:
         details: Sequence[str] = (),
     ) -> None:
         self.reward = EngineReward(spec, ENGINE, no_reward=no_reward, details=details)
-        self._prompt = PromptSource(prompt, ENGINE, "extra_info", has_text=False)
+        self._prompt = PromptSource(prompt, ENGINE, "extra_info", has_text=False, has_eos=False)
 
     async def compute_score(
         self, data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping[str, Any] | None = None, **others: Any

@@ -319,6 +319,12 @@ def test_verl_needs_the_prompt_in_the_row() -> None:
         VerlReward(LENGTH).compute_score_sync("source", "4", "4", {"index": 3})
 
 
+def test_what_looks_like_an_eos_token_in_verl_s_completion_is_its_text() -> None:
+    """verl has left out the tokens themselves."""
+    sample = VerlReward(LENGTH, prompt="none")._sample("source", "<s>no</s> means <s>struck</s></s>", None, None)
+    assert sample.completion == "<s>no</s> means <s>struck</s></s>"
+
+
 def test_a_detail_does_not_replace_verl_s_score() -> None:
     outcome = Outcome(1.0, "", {"score": 9.0}, "fingerprint")
     assert _result(outcome)["score"] == 1.0
