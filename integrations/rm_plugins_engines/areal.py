@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rm_plugins.errors import MissingDependencyError
+from rm_plugins.errors import MissingDependencyError, ScoringError
 from rm_plugins.samples import Sample
 from rm_plugins_engines.engine_reward import EngineReward, NoReward
 from rm_plugins_engines.prompts import COLUMN, PromptSource
@@ -53,7 +53,10 @@ class AReaLReward:
             DataError: The prompt or the completion is missing.
             ScoringError: There is no reward, and `no_reward` is ``"raise"``.
         """
-        (outcome,) = self.reward.score([self._sample(prompt, completions, data)])
+        try:
+            (outcome,) = self.reward.score([self._sample(prompt, completions, data)])
+        except TimeoutError as error:  # AReaL gives 0 to a sample whose function raises this
+            raise ScoringError(f"The reward ended with {type(error).__name__}: {error}") from error
         return outcome.number
 
     async def reward_fn_async(self, prompt: Any = None, completions: Any = None, /, *ids: Sequence[int], **data: Any) -> float:

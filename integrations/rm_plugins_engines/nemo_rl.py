@@ -1,7 +1,7 @@
 """Rewards for NeMo-RL: an environment that ends the episode after one turn and returns the reward.
 
-NeMo-RL hands over message logs. Its data processors put the prompt there after the chat template has rendered it. Then the row's
-``extra_env_info`` must have the messages, or the text is scored unchanged.
+NeMo-RL hands over message logs, whose completions it has decoded without special tokens. Its data processors put the prompt there after the
+chat template has rendered it. Then the row's ``extra_env_info`` must have the messages, or the text is scored unchanged.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from rm_plugins.data.plain_values import plain_row
 from rm_plugins.errors import DataError, MissingDependencyError
 from rm_plugins.samples import Message, Sample, message_text
-from rm_plugins.server.dialects.queries import has_special_tokens, without_eos
+from rm_plugins.server.dialects.queries import has_special_tokens
 from rm_plugins_engines.engine_reward import NO_REWARD, EngineReward, NoReward
 from rm_plugins_engines.prompts import AUTO, COLUMN, RENDERED, TEXT, PromptSource
 from rm_plugins_engines.shared_reward import Spec
@@ -46,7 +46,7 @@ def environment(spec: Spec, *, no_reward: NoReward = "raise", prompt: str = AUTO
             f"An environment for NeMo-RL needs NeMo-RL, which cannot be imported here ({error})."
         ) from error
     reward = EngineReward(spec, ENGINE, no_reward=no_reward, details=details)
-    source = PromptSource(prompt, ENGINE, "extra_env_info")
+    source = PromptSource(prompt, ENGINE, "extra_env_info", has_eos=False)
 
     class RMPluginsEnvironment(EnvironmentInterface):
         """Scores each conversation, and ends it."""
@@ -129,4 +129,4 @@ def sample_of(log: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any] | No
     prompt: list[Message] = [
         {"role": _ROLES.get(message["role"], message["role"]), "content": message["content"]} for message in before
     ]
-    return Sample(prompt, without_eos(completion), columns)
+    return Sample(prompt, completion, columns)

@@ -122,9 +122,12 @@ def gym_request(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def nemo_rl_logs(rows: Sequence[dict[str, Any]]) -> tuple[list[Any], list[Any]]:
-    """NeMo-RL's message logs of rows, whose prompts are rendered, and the ``extra_env_info`` with their messages."""
+    """NeMo-RL's message logs of rows, whose prompts are rendered, and the ``extra_env_info`` with their messages.
+
+    The completions have no EOS token, as `nemo_rl/experience/rollouts.py` decodes them without special tokens.
+    """
     rendered = {"role": "user", "content": "<|start|>rendered<|end|>"}
-    logs = [[rendered, {"role": "assistant", "content": f"{row['completion']}<|end|>"}] for row in rows]
+    logs = [[rendered, {"role": "assistant", "content": row["completion"]}] for row in rows]
     return logs, [{"messages": row["messages"], "solution": row["solution"]} for row in rows]
 
 

@@ -124,6 +124,13 @@ def test_nemo_rl_s_plain_messages_are_the_prompt(monkeypatch: pytest.MonkeyPatch
     assert environment(LENGTH)({}).step([log], [None]).rewards.tolist() == [7.0]
 
 
+def test_what_looks_like_an_eos_token_in_nemo_rl_s_completion_is_its_text() -> None:
+    log = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "It ends with </s>"}]
+    for source, where in (("auto", {}), ("column:asked", {"asked": "Q"})):
+        sample = nemo_rl_sample(log, where, PromptSource(source, "NeMo-RL", "extra_env_info", has_eos=False))
+        assert sample.completion_text == "It ends with </s>"
+
+
 def test_nemo_rl_s_contents_in_parts_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
     def log(*parts: dict[str, Any]) -> list[dict[str, Any]]:
         answer = [{"type": "text", "text": "4"}, {"type": "text", "text": "2"}]
@@ -217,6 +224,16 @@ def test_areal_s_workflow_for_images_passes_its_arguments_by_name() -> None:
     assert set(sample.columns) == {"messages", "solution"}
     with pytest.raises(DataError, match="a completion that is not text: None"):
         reward.reward_fn("2+2?", messages="2+2?")
+
+
+def test_areal_s_function_raises_no_timeout_for_which_areal_gives_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(spec: Any) -> Any:
+        raise TimeoutError("the hub did not answer")
+
+    monkeypatch.setattr("rm_plugins_engines.engine_reward.shared_reward", late)
+    with pytest.raises(ScoringError, match="the hub did not answer") as raised:
+        AReaLReward(MIXED, prompt="none").reward_fn("Q", "4", [1], [2])
+    assert not isinstance(raised.value, TimeoutError)
 
 
 def test_slime_s_prompt_that_is_missing_is_an_error() -> None:
