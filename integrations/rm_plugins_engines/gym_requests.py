@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from rm_plugins.errors import DataError
 from rm_plugins.files import in_utf8
 from rm_plugins.samples import Message, Sample
+from rm_plugins_engines.prompts import written_arguments
 
 _REQUEST = ("responses_create_params", "response")
 
@@ -142,14 +143,7 @@ def _arguments(written: Any, where: str) -> Any:
         return written or {}
     if not isinstance(written, str):
         raise DataError(f"`{where}.arguments` must be text, the JSON of the arguments, not {written!r:.80}.")
-    try:
-        return json.loads(written, parse_constant=_refused) if written else {}
-    except (ValueError, RecursionError):  # a policy may write anything
-        return written
-
-
-def _refused(constant: str) -> NoReturn:
-    raise ValueError(constant)
+    return written_arguments(written) if written else {}
 
 
 def _tool(tool: Any, where: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from rm_plugins.data.plain_values import plain_row
 from rm_plugins.errors import DataError, SpecError
@@ -124,3 +124,19 @@ def from_json(value: Any) -> Any:
         except (ValueError, RecursionError):
             return value
     return value
+
+
+def written_arguments(text: str) -> Any:
+    """The arguments of a function call as chat templates read them: parsed, or the text itself where a policy has not written JSON.
+
+    >>> written_arguments('{"city": "Rome"}'), written_arguments('{"city": NaN}')
+    ({'city': 'Rome'}, '{"city": NaN}')
+    """
+    try:
+        return json.loads(text, parse_constant=_refused)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _refused(constant: str) -> NoReturn:
+    raise ValueError(constant)

@@ -11,7 +11,6 @@ reward. It can be a method of a task, too::
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from rm_plugins.data.plain_values import plain_row
 from rm_plugins.errors import DataError
 from rm_plugins.samples import Message, Sample
 from rm_plugins_engines.engine_reward import EngineReward, NoReward
+from rm_plugins_engines.prompts import written_arguments
 from rm_plugins_engines.shared_reward import Spec
 
 ENGINE = "verifiers"
@@ -111,11 +111,8 @@ def _message(message: Any) -> Message:
 
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        arguments = json.loads(call["arguments"])
-    except ValueError:  # a model may write anything
-        arguments = call["arguments"]
-    return {"type": "function", "id": call["id"], "function": {"name": call["name"], "arguments": arguments}}
+    function = {"name": call["name"], "arguments": written_arguments(call["arguments"])}
+    return {"type": "function", "id": call["id"], "function": function}
 
 
 def _tool(tool: Any) -> dict[str, Any]:

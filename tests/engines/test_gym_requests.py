@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from rm_plugins_engines.gym_requests import sample_of
 from rm_plugins_engines.nemo_gym import NeMoGymReward
+from rm_plugins_engines.verifiers import _call
 from tests.engines.doubles import with_nemo_gym
 
 MIXED = "tests.engines.failing:by_text"
@@ -55,6 +56,8 @@ def test_a_response_without_a_message_is_an_empty_completion(output: list[Any]) 
 
 @pytest.mark.parametrize("arguments", ["[" * 100_000, "1" * 5000, '{"a": NaN}', "Rome"])
 def test_arguments_that_are_not_json_stay_text(arguments: str) -> None:
+    """As in verifiers' traces."""
+    assert _call({"name": "f", "id": "1", "arguments": arguments})["function"] == {"name": "f", "arguments": arguments}
     (message,) = sample_of(request({"type": "function_call", "name": "f", "arguments": arguments})).messages[1:]
     assert message["tool_calls"][0]["function"]["arguments"] == arguments
 
