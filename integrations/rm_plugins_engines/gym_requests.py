@@ -32,7 +32,7 @@ def checked(request: Mapping[str, Any]) -> Mapping[str, Any]:
     """The request, which can be sent back as JSON.
 
     Raises:
-        DataError: A number is not finite, a text has half a character, or the request is nested too deeply; the message says where.
+        DataError: A number is not finite, a text has half a character, or the request is nested too deeply; the message names the place.
     """
     try:
         json.dumps(request, allow_nan=False, ensure_ascii=False).encode()
@@ -49,7 +49,7 @@ def sample_of(request: Mapping[str, Any]) -> Sample:
     A response without a message, such as one that was cut off while the model reasoned, is an empty completion.
 
     Raises:
-        DataError: There is no input or no output, or an item is of an unknown kind or has another form; the message says which one.
+        DataError: There is no input or no output, or an item is of an unknown kind or has another form; the message names the item.
     """
     params, response = (_object(request.get(name) or {}, name) for name in _REQUEST)
     given, output = params.get("input"), response.get("output")

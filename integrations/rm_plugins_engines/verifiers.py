@@ -17,7 +17,7 @@ from typing import Any
 
 from rm_plugins.data.plain_values import plain_row
 from rm_plugins.errors import DataError
-from rm_plugins.samples import Message, Sample
+from rm_plugins.samples import Message, Sample, message_text
 from rm_plugins_engines.engine_reward import EngineReward, NoReward
 from rm_plugins_engines.prompts import written_arguments
 from rm_plugins_engines.shared_reward import Spec
@@ -82,13 +82,17 @@ class VerifiersReward:
 
 
 def sample_of(task: Any, trace: Any) -> Sample:
-    """The sample of a trace: the prompt is the messages before the model's first one, the completion the rest of the last branch.
+    """The sample of a trace: the prompt is the messages before the model's first one, the completion the rest of the branch.
+
+    The branch is the last one that ends with the root agent's reply, where the trace knows that reply; and the last one otherwise.
 
     Raises:
         DataError: The model has written no message.
     """
     branches = trace.branches
-    nodes = branches[-1].nodes if branches else []
+    reply = getattr(trace, "root_reply", None)
+    of_root = [branch for branch in branches if reply and _reply(branch) == reply.strip()]
+    nodes = (of_root or branches)[-1].nodes if branches else []
     first = next((place for place, node in enumerate(nodes) if node.sampled), None)
     if first is None:
         raise DataError("The trace has no message of the model, so there is nothing to score.")
@@ -97,6 +101,11 @@ def sample_of(task: Any, trace: Any) -> Sample:
     data = task.model_dump(mode="json") if hasattr(task, "model_dump") else dict(task or {})
     columns = {name: value for name, value in data.items() if name not in _OF_VERIFIERS}
     return Sample(messages[:first], messages[first:], plain_row({**columns, **({"tools": tools} if tools else {})}))
+
+
+def _reply(branch: Any) -> str:
+    last = branch.nodes[-1]
+    return message_text(_message(last.message)).strip() if last.sampled else ""
 
 
 def _message(message: Any) -> Message:

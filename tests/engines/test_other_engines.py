@@ -27,6 +27,7 @@ from rm_plugins_engines.slime import SlimeReward
 from rm_plugins_engines.swift import async_orm, model_plugin, orm, samples_of
 from rm_plugins_engines.swift import register as register_in_swift
 from rm_plugins_engines.verifiers import VerifiersReward
+from rm_plugins_engines.verifiers import sample_of as verifiers_sample
 from rm_plugins_engines.verl import VerlReward, _result
 from tests.engines.doubles import SlimeSample, gym_request, nemo_rl_logs, slime_rewards, with_nemo_rl
 from tests.engines.engine_samples import engine_rows
@@ -242,6 +243,25 @@ def test_slime_s_prompt_that_is_missing_is_an_error() -> None:
     with pytest.raises(DataError, match="slime hands over a prompt that is not text"):
         asyncio.run(SlimeReward(MIXED).custom_rm(args, sample))
     assert asyncio.run(SlimeReward(MIXED, prompt="none").custom_rm(args, sample)) == 4.0
+
+
+def test_the_root_agent_s_branch_of_a_trace_is_scored() -> None:
+    def node(role: str, text: str, *, sampled: bool = False) -> Any:
+        return SimpleNamespace(
+            sampled=sampled, tools=[], message=SimpleNamespace(model_dump=lambda **_: {"role": role, "content": text})
+        )
+
+    root, other = (
+        SimpleNamespace(nodes=[node("user", asked), node("assistant", said, sampled=True)])
+        for asked, said in (("2+2?", " 4\n"), ("Look up.", "found"))
+    )
+    unanswered = SimpleNamespace(nodes=[*other.nodes, node("tool", "4")])
+    for branches, reply, text in (
+        ([root, other, unanswered], "4", " 4\n"),
+        ([root, other], None, "found"),
+        ([root, other], "a reply that no branch ends with", "found"),
+    ):
+        assert verifiers_sample({}, SimpleNamespace(branches=branches, root_reply=reply)).completion_text == text
 
 
 ANSWERS = {"1": 1.0, "none": None, "error": None}
