@@ -83,6 +83,11 @@ class SlimeReward:
         return all(one.reward is not None for sample in samples for one in (sample if isinstance(sample, list) else [sample]))
 
     def _sample(self, sample: Any) -> Sample:
+        if isinstance(sample, (list, tuple)):
+            raise UnsupportedError(
+                "slime cannot give a reward to each of several samples that a custom generation returned, if --group-rm is set. Remove "
+                "--group-rm, or return one sample."
+            )
         metadata = {name: value for name, value in dict(sample.metadata or {}).items() if name != METADATA}
         columns = {**metadata, **({} if sample.label is None else {"label": sample.label})}
         if self._prompt.source == NONE:

@@ -79,8 +79,7 @@ class VerlReward:
         return _result(outcome)
 
     def _sample(self, data_source: str, solution: str, ground_truth: Any, extra_info: Mapping[str, Any] | None) -> Sample:
-        extra = {name: value for name, value in (extra_info or {}).items() if name not in _ADDED_BY_VERL}
-        columns = {**extra, "data_source": data_source, "ground_truth": ground_truth}
+        columns = {**_of_row(extra_info, "extra_info"), "data_source": data_source, "ground_truth": ground_truth}
         return self._prompt.sample("", solution, columns)
 
 
@@ -151,12 +150,21 @@ def _sample_of(item: Any, completion: str) -> Sample:
     row = item.non_tensor_batch
     if "raw_prompt" not in row:
         raise DataError("verl hands over no 'raw_prompt', so the prompt is not known. Set `data.return_raw_chat=True`.")
-    columns = {name: value for name, value in dict(row.get("extra_info") or {}).items() if name not in _ADDED_BY_VERL}
+    columns = _of_row(row.get("extra_info"), "extra_info")
     columns["data_source"] = row.get("data_source")
-    columns["ground_truth"] = dict(row.get("reward_model") or {}).get("ground_truth")
+    columns["ground_truth"] = _of_row(row.get("reward_model"), "reward_model").get("ground_truth")
     if row.get("tools") is not None:
         columns["tools"] = row["tools"]
     return Sample(plain_value(list(row["raw_prompt"])), completion, plain_row(columns))
+
+
+def _of_row(value: Any, name: str) -> dict[str, Any]:
+    """The items of a column of verl's datasets, without those that verl adds."""
+    if value is not None and not isinstance(value, Mapping):
+        raise DataError(
+            f"verl hands over {name!r} that is not a mapping: {value!r:.80} ({type(value).__name__}). Make it one in the dataset."
+        )
+    return {name: item for name, item in (value or {}).items() if name not in _ADDED_BY_VERL}
 
 
 def _result(outcome: Outcome) -> dict[str, float | str]:

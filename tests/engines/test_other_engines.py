@@ -356,6 +356,18 @@ def test_verl_needs_the_prompt_in_the_row() -> None:
         VerlReward(LENGTH).compute_score_sync("source", "4", "4", {"index": 3})
 
 
+@pytest.mark.parametrize("extra", ["text", ["a"], 5, float("nan")])
+def test_verl_s_extra_info_must_be_a_mapping(extra: Any) -> None:
+    with pytest.raises(DataError, match="hands over 'extra_info' that is not a mapping"):
+        VerlReward(LENGTH, prompt="none").compute_score_sync("source", "4", "4", extra)
+
+
+def test_slime_s_group_of_lists_is_refused() -> None:
+    args = SimpleNamespace(group_rm=True)
+    with pytest.raises(UnsupportedError, match="Remove --group-rm"):
+        asyncio.run(SlimeReward(MIXED).custom_rm(args, [[SlimeSample("Q", "1")], [SlimeSample("Q", "2")]]))
+
+
 def test_what_looks_like_an_eos_token_in_verl_s_completion_is_its_text() -> None:
     """verl has left out the tokens themselves."""
     sample = VerlReward(LENGTH, prompt="none")._sample("source", "<s>no</s> means <s>struck</s></s>", None, None)
