@@ -30,7 +30,8 @@ class VerlReward:
 
     Args:
         spec: Anything that `rm_plugins.load` takes.
-        no_reward: What a sample without a reward becomes: ``"raise"``, which ends the training, or a number.
+        no_reward: What a sample without a reward becomes: a number, or ``"raise"``: an error that verl logs, to continue without the
+            sample.
         prompt: Where the prompt is: ``column:PATH`` in ``extra_info``, or ``none`` for rewards that read completions only.
         details: The details of the reward to log, such as ``member/0``; verl needs the same names for every sample.
 
@@ -91,7 +92,8 @@ def reward_manager(spec: Spec, *, no_reward: NoReward = "raise", details: Sequen
 
     Args:
         spec: Anything that `rm_plugins.load` takes.
-        no_reward: What a sample without a reward becomes: ``"raise"``, which ends the training, or a number.
+        no_reward: What a sample without a reward becomes: a number, or ``"raise"``: an error that verl logs, to continue without the
+            sample.
         details: The details of the reward to log, such as ``member/0``.
 
     Raises:
@@ -141,9 +143,12 @@ def _replaced(cls: type[Any]) -> type[Any]:
 
 
 def _response_ids(item: Any) -> Any:
+    """The tokens of a response. Several outputs of a trajectory are padded as a whole, so that their masks do not give the lengths."""
     ids = item.batch["responses"]
-    length = ids.shape[-1]
-    return ids[: int(item.batch["attention_mask"][-length:].sum())]
+    length = item.non_tensor_batch.get("response_len")
+    if length is None:
+        length = item.batch["attention_mask"][-ids.shape[-1] :].sum()
+    return ids[: int(length)]
 
 
 def _sample_of(item: Any, completion: str) -> Sample:

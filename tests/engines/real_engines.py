@@ -12,6 +12,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,6 +63,7 @@ NOT_NEEDED = (
         "areal.utils.stats_tracker",
     ),
     *("areal.utils.hf_utils", "areal.workflow_context", "swift.dataset", "json_repair", "lark"),
+    *("hydra", "cachetools"),
 )
 
 
@@ -77,6 +79,7 @@ def verl(folder: Path) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from tensordict import TensorDict
     from verl import DataProto
+    from verl.experimental.agent_loop import agent_loop
     from verl.experimental.reward_loop import reward_loop
     from verl.trainer.ppo.reward import load_reward_manager
 
@@ -93,7 +96,7 @@ def verl(folder: Path) -> dict[str, Any]:
         batch = TensorDict({"prompts": prompts, "responses": responses, "attention_mask": mask}, batch_size=len(ids))
         return DataProto(batch=batch, non_tensor_batch=extra)
 
-    def through(manager: dict[str, Any], function: dict[str, Any], given: Any) -> Any:
+    def worker_with(manager: dict[str, Any], function: dict[str, Any]) -> tuple[Any, asyncio.AbstractEventLoop]:
         config = OmegaConf.create(
             {
                 "reward": {
@@ -109,6 +112,10 @@ def verl(folder: Path) -> dict[str, Any]:
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
         worker.reward_manager = load_reward_manager(config, tokenizer)
+        return worker, loop
+
+    def through(manager: dict[str, Any], function: dict[str, Any], given: Any) -> Any:
+        worker, loop = worker_with(manager, function)
         controller = object.__new__(reward_loop.RewardLoopManager)
         controller.reward_model_manager = None
         controller.reward_manager_cls = type(worker.reward_manager)
@@ -121,6 +128,30 @@ def verl(folder: Path) -> dict[str, Any]:
         extra = {name: column.tolist()[:3] for name, column in scored.non_tensor_batch.items()}
         return {"values": at_end.tolist(), "extra": extra}
 
+    def of_several_outputs() -> list[float]:
+        """The reward of the last of two outputs of a trajectory, whose first one is longer, as verl's agent loop asks for it."""
+        worker, loop = worker_with(ours, {"path": None})
+        agent_loop.simple_timer = lambda name, timing: nullcontext(timing.update({name: 0.0}))
+        rewarded = []
+        for row, last in zip(ROWS[:8], ids, strict=False):
+            lengths = [(9, [5] * (len(last) + 40)), (2, last)]
+            outputs = [
+                agent_loop.AgentLoopOutput(
+                    prompt_ids=[7] * length, response_ids=response, response_mask=[1] * len(response), metrics={}
+                )
+                for length, response in lengths
+            ]
+            loops = SimpleNamespace(
+                reward_loop_worker_handles=[SimpleNamespace(compute_score=SimpleNamespace(remote=worker.compute_score))],
+                _compute_multi_modal_inputs=lambda *_: {},
+                _compute_position_ids=lambda tokens, *_: torch.arange(tokens.shape[1])[None],
+                _get_mm_processor_kwargs=lambda *_: {},
+            )
+            columns = {"raw_prompt": row["messages"], "data_source": "test", "reward_model": {"ground_truth": row["solution"]}}
+            loop.run_until_complete(agent_loop.AgentLoopWorker._compute_score(loops, outputs, columns))
+            rewarded.append(outputs[-1].reward_score)
+        return rewarded
+
     reward_model = [{"ground_truth": row["solution"]} for row in ROWS]
     shared = {"data_source": ["test"] * len(ROWS), "reward_model": reward_model}
     as_column = [{"prompt": np.array(row["messages"], dtype=object), "solution": row["solution"]} for row in ROWS]
@@ -129,6 +160,7 @@ def verl(folder: Path) -> dict[str, Any]:
     naive = {"source": "register", "name": "naive"}
     return {
         "manager": through(ours, {"path": None}, data(**shared, raw_prompt=raw)),
+        "several outputs": {"values": of_several_outputs()},
         "function": through(naive, {"path": str(path), "name": "compute_score"}, data(**shared, extra_info=as_column)),
         "synchronous function": through(
             naive, {"path": str(path), "name": "compute_score_sync"}, data(**shared, extra_info=as_column)
