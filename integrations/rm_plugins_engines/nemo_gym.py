@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rm_plugins.errors import DataError, MissingDependencyError, RmPluginsError
+from rm_plugins.errors import DataError, MissingDependencyError, RmPluginsError, SpecError
 from rm_plugins.files import in_utf8
 from rm_plugins_engines.engine_reward import ERROR, EngineReward, NoReward, Outcome
 from rm_plugins_engines.gym_requests import checked, request_of, sample_of
@@ -59,7 +59,8 @@ class NeMoGymReward:
             ``rm_fingerprint``.
 
         Raises:
-            DataError: The request has no messages, or the components do not add up to the reward.
+            DataError: The request is wrong, as in `sample_of`.
+            SpecError: The components do not add up to the reward.
             ScoringError: There is no reward, and `no_reward` is ``"raise"``.
         """
         (outcome,) = await self.reward.score_async([sample_of(body)])
@@ -85,7 +86,7 @@ class NeMoGymReward:
             return {}
         parts = {name: outcome.details[name] for name in self.components}
         if not math.isclose(sum(parts.values()), outcome.value, rel_tol=1e-5, abs_tol=1e-6):
-            raise DataError(
+            raise SpecError(
                 f"The reward is {outcome.value:g}, but its components add up to {sum(parts.values()):g} ({parts}). NeMo-RL needs the sum. "
                 "Name the parts whose sum the reward is in `components`, or leave it empty."
             )

@@ -11,6 +11,8 @@ import pytest
 
 from tests.engines.conftest import ROOT
 
+pytest.importorskip("cloudpickle")
+
 FUNCTIONS = "def short(completions, **columns):\n    return [2.0 * len(completions)] * len(completions)\n"
 SENT = {
     "verl": """

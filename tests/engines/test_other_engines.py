@@ -96,8 +96,9 @@ def test_nemo_gym_s_components_add_up_to_the_reward() -> None:
     request = gym_request({"messages": [{"role": "user", "content": "Q"}], "completion": "1", "solution": ""})
     answer = asyncio.run(NeMoGymReward(parts, components=names).verify(request))
     assert sum(answer["reward_components"].values()) == answer["reward"] == 3.0
-    with pytest.raises(DataError, match="add up to"):
-        asyncio.run(NeMoGymReward(parts, components=names[:1]).verify(request))
+    with TestClient(NeMoGymReward(parts, components=names[:1]).app()) as client:
+        told = client.post("/verify", json=request)
+    assert (told.status_code, "add up to" in told.json()["detail"]) == (500, True)  # the request is right
 
 
 def test_nemo_rl_s_environment_ends_the_episode_and_counts(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
