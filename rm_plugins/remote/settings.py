@@ -57,5 +57,8 @@ class Settings:
     def key_hint(self) -> str:
         """The remedy if the server refuses the key."""
         if self.api_key_env is None:
-            return "The server requires a key: name the environment variable that holds it with `api_key_env`."
+            return (
+                "If the server requires a key, name the environment variable that holds it in a spec, such as "
+                "{provider: remote, url: URL, api_key_env: NAME}."
+            )
         return f"The server does not accept the key in the environment variable {self.api_key_env}, which `api_key_env` names."
