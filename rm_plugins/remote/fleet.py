@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import random
-import re
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -374,10 +373,11 @@ class Fleet:
 
 
 def _url_hint(url: str) -> str:
-    """A hint for a URL that is likely not a server's root, because it ends with a version; else empty."""
-    version = re.search(r"/v\d+$", url)
+    """A hint for a URL that may not be a server's root, because it has a path, such as that of an endpoint; else empty."""
+    path = urlsplit(url).path.rstrip("/")
     return (
-        f"The URL ends with {version[0]}, but whole paths such as /v1/models are appended to it: remove {version[0]} from the URL."
-        if version
+        f"The URL ends with {path}, but whole paths such as /v1/models are appended to it: remove {path} from the URL, unless a gateway "
+        "has the server there."
+        if path
         else ""
     )

@@ -57,5 +57,5 @@ class Settings:
     def key_hint(self) -> str:
         """The remedy if the server refuses the key."""
         if self.api_key_env is None:
-            return "The server requires a key: name the environment variable that holds it with `api_key_env`."
+            return "If it needs a key, name the environment variable that holds it with `api_key_env: NAME`, beside `url` in a spec."
         return f"The server does not accept the key in the environment variable {self.api_key_env}, which `api_key_env` names."

@@ -170,7 +170,7 @@ class TestKeys:
             provider.close()
 
     @pytest.mark.parametrize(
-        ("named", "hint"), [("SCORER_KEY", "SCORER_KEY, which `api_key_env`"), (None, "with `api_key_env`")]
+        ("named", "hint"), [("SCORER_KEY", "SCORER_KEY, which `api_key_env`"), (None, "api_key_env: NAME")]
     )
     @pytest.mark.parametrize("where", ["asked", "scored"])
     def test_a_refused_key_says_where_it_comes_from(self, named: str | None, hint: str, where: str) -> None:

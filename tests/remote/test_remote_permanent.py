@@ -161,9 +161,10 @@ def test_a_path_that_is_not_there_is_named_with_the_likely_cause(name: str) -> N
 
 
 @pytest.mark.parametrize("protocol", [Auto(), Native(), TEI(), SGLang(), OpenAIJudge(), OpenAIJudge(model="judge"), VLLM()])
-def test_a_url_that_ends_with_a_version_is_named_as_the_cause(protocol: Protocol) -> None:
+@pytest.mark.parametrize("path", ["/v1", "/get_reward"])
+def test_a_url_that_ends_with_a_version_or_an_endpoint_is_named_as_the_cause(protocol: Protocol, path: str) -> None:
     with serving(judge(without_logprobs), lifespan="off") as url:
-        provider = Remote(url=f"{url}/v1", protocol=protocol, tries=1)
-        with pytest.raises(RmPluginsError, match=r"The URL ends with /v1, .*remove /v1 from the URL"):
+        provider = Remote(url=f"{url}{path}", protocol=protocol, tries=1)
+        with pytest.raises(RmPluginsError, match=rf"The URL ends with {path}, .*remove {path} from the URL"):
             provider.score(SAMPLES[:2])
         provider.close()
