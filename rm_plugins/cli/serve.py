@@ -209,6 +209,9 @@ def _listening(host: str, port: int) -> socket.socket:
         listening.bind((host, port))
     except (OSError, TypeError, ValueError) as error:  # the latter two for what cannot be the name of a host
         listening.close()
-        raise click.ClickException(f"Cannot listen on {host}, port {port}: {getattr(error, 'strerror', error)}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise click.ClickException(
+            f"Cannot listen on {host}, port {port}: {reason}. Choose another --port, or an address of this machine as --host."
+        ) from error
     listening.set_inheritable(True)
     return listening

@@ -85,7 +85,7 @@ class Visitors:
             raise Problem(
                 "forbidden",
                 f"this server does not accept the host name {host!r:.80}; to accept it, start the server with --allowed-host "
-                f"{_name_of(host) or 'NAME'!s:.80}",
+                f"{_name_of(host) or 'NAME'!s:.80} (on Ray Serve, with the argument `allowed_hosts`)",
                 status=421,
             )
         origin = headers.get("origin", "").lower()

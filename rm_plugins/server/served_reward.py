@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from rm_plugins.identity import fingerprint, manifests_of, shown_spec
 from rm_plugins.models.embeddings import embedded_tokens
 from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import depends_on_batch, learns_while_scoring
+from rm_plugins.providers.combinators.sum import Sum
 from rm_plugins.rendering.token_types import ids_and_types
 from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.scores import Scores
@@ -28,6 +30,8 @@ from rm_plugins.wire import sample_to_json
 if TYPE_CHECKING:
     from rm_plugins.models.trained_reward import TrainedReward
     from rm_plugins.rendering.rendering import Rendering
+
+logger = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 
@@ -222,6 +226,13 @@ class ServedReward(HostedReward):
         parts = dict(provider.walk())
         self._rendering = {path: part for path, part in parts.items() if part.renderer is not None}
         super().__init__(_facts_of(provider, source), provider.spec if source is None else source)
+        for part in parts.values():
+            if isinstance(part, Sum) and part.is_scheduled:
+                logger.warning(
+                    "%s has weights that change during training, but is loaded outside the trainer, so they have their final values. For "
+                    "weights that follow the training, serve the members, and put their sum into the spec of the trainer.",
+                    part.called,
+                )
 
     @classmethod
     def load(cls, spec: str | Path | Mapping[str, Any]) -> ServedReward:

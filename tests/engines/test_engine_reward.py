@@ -196,6 +196,13 @@ def test_a_reward_that_compares_samples_needs_groups() -> None:
     assert outcomes[0].value != outcomes[1].value
 
 
+def test_a_weight_that_would_follow_the_training_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    spec = {"provider": "sum", "members": [{"provider": "function", "function": MIXED}], "weights": [{"from": 0.5, "to": 2.0}]}
+    (outcome,) = reward(spec).score(samples("3"))
+    assert outcome.value == 6.0
+    assert "have their final values" in caplog.text
+
+
 def test_a_reward_that_learns_needs_steps() -> None:
     spec = {"provider": "function", "function": MIXED, "transform": {"name": "zscore", "running": True}}
     with pytest.raises(UnsupportedError, match="learns from the samples"):

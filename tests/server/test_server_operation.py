@@ -101,6 +101,17 @@ class TestWatching:
         create_app(rm.load({"provider": "constant", "value": 1.0, "transform": {"name": "zscore", "running": True}}))
         assert "learns from the samples it scores" in caplog.text
 
+    def test_a_weight_that_would_follow_the_training_is_warned_of(self, caplog: pytest.LogCaptureFixture) -> None:
+        members = [{"provider": "constant", "value": 1.0}, {"provider": "constant", "value": 2.0}]
+        spec = {"provider": "sum", "members": members, "weights": [1.0, 0.5]}
+        create_app(rm.load(spec))
+        assert not caplog.messages
+        create_app(
+            rm.load({"provider": "ensemble", "members": [{**spec, "weights": [1.0, {"from": 0.0, "to": 0.5}]}, *members]})
+        )
+        (said,) = caplog.messages
+        assert "'sum' (members[0]) has weights that change during training, but is loaded outside the trainer" in said
+
     def test_the_description_is_whole(self, simple: httpx2.Client) -> None:
         found = simple.get("/openapi.json").json()
         assert {"/v1/rewards", "/v1/info", "/v1/render", "/v1/reload", "/health", "/classify"} <= set(found["paths"])
