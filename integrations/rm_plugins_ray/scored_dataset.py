@@ -167,9 +167,16 @@ class BatchActor:
             batch = batch.drop_columns([_KEY])
         rows = _rows(batch, self._mapping)
         scored: list[ScoredRow] = []
-        for part, _ in scored_batches(
-            self._reward, rows, self._samples, self._batch_size, unit="samples", groups=self._carried.groups
-        ):
+        batches = scored_batches(
+            self._reward,
+            rows,
+            self._samples,
+            self._batch_size,
+            unit="samples",
+            groups=self._carried.groups,
+            named=lambda rows: f"{rows} of a batch",
+        )
+        for part, _ in batches:
             scored += part
         return _table(batch if self._mapping is None else None, scored, self._column)
 
