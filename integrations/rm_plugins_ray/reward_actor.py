@@ -12,6 +12,7 @@ from rm_plugins.errors import MissingDependencyError, ProcessError, SpecError
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.server.served_reward import ServedReward, characters
+from rm_plugins.training.whole_groups import portable_scores
 from rm_plugins.version import __version__
 from rm_plugins_ray.node_check import node_check, reason_of
 from rm_plugins_ray.shipped_spec import ShippedSpec
@@ -68,7 +69,8 @@ class RewardActor:
             return Scores([], metadata={"fingerprint": self._reward.fingerprint})  # type: ignore[arg-type]
         size = sum(map(characters, samples))
         done = await self._batcher.submit(samples, client=client, items=len(samples), size=size)
-        return replace(done.result, metadata={**done.result.metadata, "fingerprint": self._reward.fingerprint})
+        scores = portable_scores(done.result)  # an error of a plug-in may be one that the caller cannot read
+        return replace(scores, metadata={**done.result.metadata, "fingerprint": self._reward.fingerprint})
 
     def _run(self, works: Sequence[Sequence[Sample]]) -> list[Scores]:
         return self._reward.score(works, [f"call {place}" for place in range(len(works))])

@@ -68,6 +68,16 @@ def test_a_failed_row_fails_alone(actor: Any) -> None:
     assert np.isfinite(scores.values[[0, 2]]).all()
 
 
+def test_an_error_of_a_plug_in_reaches_the_caller(cluster: Any) -> None:
+    """Though it cannot be pickled."""
+    import ray
+
+    own = ray.remote(RewardActor).options(num_cpus=0.1).remote("tests.ray.rewards:raises_its_own")
+    with pytest.raises(ScoringError, match=r"^sample 1 of 2 is bad"):
+        rm.load({"provider": "ray-actor", "actor": own}).score([rm.Sample("", "good"), rm.Sample("", "bad")])
+    ray.kill(own)
+
+
 def test_an_actor_that_is_killed_meanwhile_is_waited_for(actor: Any, folder: Path) -> None:
     import ray
 
