@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -218,6 +219,27 @@ def test_an_update_loses_no_request_and_no_answer_mixes_two_rewards(
     assert client.get("/v1/info").json()["fingerprint"] == new
     with pytest.raises(ScoringError, match="requires the model with the fingerprint"):
         required.score(SAMPLES)
+
+
+def test_a_replica_of_changed_files_does_not_serve(deploy: Deploy, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """The others keep answering with the reward that was deployed."""
+    from ray import serve
+
+    def message() -> str:
+        return serve.status().applications["default"].deployments["Reward"].message
+
+    shutil.copytree(folders[0], tmp_path / "rm")
+    client = deploy({"provider": "sequence-classifier", "model": str(tmp_path / "rm")})
+    deployed = client.get("/v1/info").json()["fingerprint"]
+    shutil.copytree(folders[1], tmp_path / "rm", dirs_exist_ok=True)
+    kill_one("Reward")
+    deadline = time.monotonic() + 120
+    while "The files of the spec have changed" not in message():
+        assert time.monotonic() < deadline, message()
+        time.sleep(0.5)
+    with asking(client, SAMPLES) as answers:
+        time.sleep(1)
+    assert {(answer["status"], answer["fingerprint"]) for answer in answers} == {(200, deployed)}
 
 
 def test_the_completions_of_a_prompt_meet_in_one_replica(deploy: Deploy) -> None:
