@@ -228,7 +228,7 @@ def test_a_replica_of_changed_files_does_not_serve(deploy: Deploy, folders: tupl
     from ray import serve
 
     def message() -> str:
-        return serve.status().applications["default"].deployments["Reward"].message
+        return str(serve.status().applications["default"].deployments["Reward"].message)
 
     shutil.copytree(folders[0], tmp_path / "rm")
     client = deploy({"provider": "sequence-classifier", "model": str(tmp_path / "rm")})
