@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import platform
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
+from textwrap import shorten
 from typing import Any, ClassVar, TypeVar
 
 import rm_plugins as rm
 from rm_plugins import errors
-from rm_plugins.errors import OutputError, ProcessError, RmPluginsError
+from rm_plugins.errors import OutputError, ProcessError, RmPluginsError, plain_error
+from rm_plugins.jobs.crew_member import portable_error
 from rm_plugins.jobs.file_blocks import BlockScoring, FileBlock, FileScoring, ScoredBlock, files_of
 from rm_plugins.jobs.job_engine import JobEngine, ScoringRequest, ScoringSummary
 from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.jobs.work import speed
+from rm_plugins_ray.attempts import Attempts
 from rm_plugins_ray.carried_reward import CarriedReward
 from rm_plugins_ray.connection import check_installed, connected
+from rm_plugins_ray.node_check import reason_of
 
 _BLOCK_ROWS = ((2**24, 256), (2**30, 1024))
 """Rows of a block of sources that have fewer bytes than this: enough blocks for many actors."""
@@ -25,6 +32,7 @@ _MOST_BLOCK_ROWS = 4096
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _ITEM = "item"
+_REASON_CHARACTERS = 500
 _AT_A_TIME = 2
 """Blocks that an actor has or waits for: the next one is there when one is done, and a dead actor loses no more."""
 
@@ -81,6 +89,8 @@ class RayDataEngine(JobEngine):
         """The scored blocks, in the order in which they are done."""
         import ray.data
 
+        attempts = Attempts(blocks.folder / "attempts")
+        attempts.forget()
         resources = actor_resources(reward.has_models)
         workers = min(self.workers or room_for_actors(resources), len(missing))
         # A block is a block of Ray Data too: what is sent to an actor, and what is sent again if it dies.
@@ -88,7 +98,7 @@ class RayDataEngine(JobEngine):
             [{_ITEM: packed(block)} for block in missing], override_num_blocks=len(missing)
         ).map_batches(
             BlockActor,
-            fn_constructor_args=(reward, blocks),
+            fn_constructor_args=(reward, blocks, attempts),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=_AT_A_TIME),
@@ -102,29 +112,48 @@ class RayDataEngine(JobEngine):
 class BlockActor:
     """Scores blocks with a reward that it loads once. What goes wrong is its answer, so that Ray does not try again what cannot succeed."""
 
-    def __init__(self, reward: CarriedReward, blocks: BlockScoring) -> None:
+    def __init__(self, reward: CarriedReward, blocks: BlockScoring, attempts: Attempts) -> None:
+        import ray
+
         self._blocks = blocks
-        self._reward: rm.Provider | None = None
-        self._failure: RmPluginsError | None = None
-        try:
-            self._reward = reward.unpacked()
-        except RmPluginsError as error:
-            self._failure = error
+        self._attempts = attempts
+        actor = ray.get_runtime_context().get_actor_id()  # which stays when Ray starts it again
+        self._reward: rm.Provider | RmPluginsError = _answer_of(partial(self._loaded, reward, f"loading-{actor}"))
+
+    def _loaded(self, reward: CarriedReward, key: str) -> rm.Provider:
+        with self._attempts.attempt(key, f"loaded the reward {reward.label!r}"):
+            return reward.unpacked()
 
     def __call__(self, batch: Any) -> Any:
         """Score the block in a batch of one."""
         import pyarrow as arrow
 
-        return arrow.table({_ITEM: [packed(self._scored(item)) for item in batch[_ITEM].to_pylist()]})
+        items = batch[_ITEM].to_pylist()
+        return arrow.table({_ITEM: [packed(_answer_of(partial(self._scored, item))) for item in items]})
 
-    def _scored(self, item: bytes) -> ScoredBlock | RmPluginsError:
-        try:
-            block = _opened(item)
-            if self._reward is None:
-                raise self._failure or ProcessError("The reward is not loaded.")
-            return self._blocks.score(self._reward, block)
-        except RmPluginsError as error:
-            return error
+    def _scored(self, item: bytes) -> ScoredBlock:
+        if isinstance(self._reward, RmPluginsError):
+            raise self._reward
+        block: FileBlock = _opened(item)
+        first = block.part.first
+        rows = f"{self._blocks.files[block.number]}, rows {first} to {first + block.rows - 1}"
+        with self._attempts.attempt(str(block.first), f"scored {rows}"):
+            try:
+                return self._blocks.score(self._reward, block)
+            except RmPluginsError:  # which names its rows
+                raise
+            except (Exception, SystemExit) as error:
+                raise plain_error(portable_error(error), rows) from error
+
+
+def _answer_of(work: Callable[[], _Result]) -> _Result | RmPluginsError:
+    """What a function returns, or its error in a form that every process can read, with the traceback as a note."""
+    try:
+        return work()
+    except (Exception, SystemExit) as error:
+        answer = portable_error(error)
+        answer.add_note(f"On the node {platform.node()}:\n{''.join(traceback.format_exception(error))}")
+        return answer
 
 
 def _by_nodes(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
@@ -134,13 +163,7 @@ def _by_nodes(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[
     if len(items) < 2:
         return [work(item) for item in items]
 
-    def attempt(item: _Item) -> bytes:
-        try:
-            return packed(work(item))
-        except RmPluginsError as error:
-            return packed(error)
-
-    task = ray.remote(max_retries=-1)(attempt)
+    task = ray.remote(max_retries=-1)(lambda item: packed(_answer_of(partial(work, item))))
     with ray_errors():
         return [_opened(answer) for answer in ray.get([task.remote(item) for item in items])]
 
@@ -227,19 +250,19 @@ def ray_errors() -> Iterator[None]:
         raise
     except (ObjectStoreFullError, OutOfDiskError) as error:
         raise OutputError(
-            f"Ray's object store is full: {_first_line(error)} Free memory or disk on the node, or start it with a larger "
+            f"Ray's object store is full: {_reason(error)} Free memory or disk on the node, or start it with a larger "
             "--object-store-memory. Scored rows are kept; run the same command again to resume."
         ) from error
     except OutOfMemoryError as error:
         raise ProcessError(
-            f"A node ran out of memory: {_first_line(error)} Use fewer --workers or a smaller --batch-size. Scored rows are kept; "
+            f"A node ran out of memory: {_reason(error)} Use fewer --workers or a smaller --batch-size. Scored rows are kept; "
             "run the same command again to resume."
         ) from error
     except RayError as error:
         if (ours := _of_ours(error)) is not None:
             raise ours from error
         raise ProcessError(
-            f"The Ray cluster failed: {_first_line(error)} See `ray status` and the cluster's logs. Scored rows are kept; run the same "
+            f"The Ray cluster failed: {_reason(error)} See `ray status` and the cluster's logs. Scored rows are kept; run the same "
             "command again to resume."
         ) from error
 
@@ -257,5 +280,5 @@ def _of_ours(error: BaseException) -> RmPluginsError | None:
     return None
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") + "."
+def _reason(error: BaseException) -> str:
+    return shorten(reason_of(error), _REASON_CHARACTERS).rstrip(".") + "."

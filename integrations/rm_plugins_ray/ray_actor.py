@@ -57,11 +57,11 @@ class RayActor(Provider):
         wait: float = 60.0,
         fingerprint: str | None = None,
     ) -> None:
-        if not (isinstance(actor, str) and actor) and not (hasattr(actor, "score") and hasattr(actor, "facts")):
+        if not (isinstance(actor, str) and actor) and not _is_handle(actor):
             raise SpecError(f"must be the name of an actor, or a handle of a RewardActor, not {actor!r:.80}.", key="actor")
         for key, seconds in {"timeout": timeout, "wait": wait}.items():
-            if not 0 < seconds < math.inf:
-                raise SpecError(f"must be a positive number of seconds, not {seconds}.", key=key)
+            if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+                raise SpecError(f"must be a positive number of seconds, not {seconds!r:.80}.", key=key)
         self.actor = actor
         self.namespace = namespace
         self.address = address
@@ -126,9 +126,14 @@ class RayActor(Provider):
         if self._known is not None:
             return self._known
         actor = ray.get_actor(self.actor, namespace=self.namespace) if isinstance(self.actor, str) else self.actor
-        if not hasattr(actor, "facts"):
+        if not _is_handle(actor):
             raise ScoringError(f"The Ray actor {self.actor!r} is not a RewardActor: it has no methods `facts` and `score`.")
         facts: dict[str, str] = ray.get(actor.facts.remote(), timeout=self.timeout)
+        if not isinstance(facts, dict) or not facts.keys() >= {"version", "fingerprint", "compares"}:
+            raise ScoringError(
+                f"The actor of the provider {self.called} is not a RewardActor: its method `facts` returned {facts!r:.80}. Start one with "
+                "rm_plugins_ray.start_actor."
+            )
         if facts["version"] != __version__:
             raise ScoringError(
                 f"The actor of the provider {self.called} runs rm-plugins {facts['version']}, but this process runs {__version__}. Install "
@@ -150,3 +155,8 @@ class RayActor(Provider):
                 f"The spec of the provider {self.called} requires the reward with the fingerprint {self.fingerprint!r}, but the "
                 f"actor holds {served!r}. Start that reward, or change `fingerprint` in the spec."
             )
+
+
+def _is_handle(actor: object) -> bool:
+    """Whether it is a handle of an actor with the methods of a `RewardActor`; a class has them too, but they cannot be called from here."""
+    return all(hasattr(getattr(actor, method, None), "remote") for method in ("score", "facts"))

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI
@@ -20,6 +20,7 @@ from rm_plugins.server.served_reward import ServedReward
 from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
 from rm_plugins.spec import load
+from rm_plugins_ray.agreement import agree
 from rm_plugins_ray.http_messages import HttpAnswer, HttpRequest
 from rm_plugins_ray.shipped_spec import ShippedSpec
 
@@ -70,11 +71,12 @@ class Replica:
         headers = [(bytes(name), bytes(value)) for name, value in start.get("headers", ())]
         return HttpAnswer(start["status"], headers, b"".join(part.get("body", b"") for part in others))
 
-    def check_health(self) -> None:
-        """Check that no batch hangs.
+    async def check_health(self) -> None:
+        """Check that no batch hangs, and that the other replicas serve the same reward.
 
         Raises:
             ProcessError: A batch has taken longer than the settings allow.
+            ModelError: The other replicas serve another reward.
         """
         seconds = self._reward.longest_running
         if seconds > self._most_seconds:
@@ -82,6 +84,8 @@ class Replica:
                 f"A batch has been scored for {seconds:.0f} s, longer than max_score_seconds ({self._most_seconds:g} s); the replica "
                 "must be replaced."
             )
+        with suppress(ProcessError):  # the actor that compares them is being started again
+            await asyncio.to_thread(agree, self.fingerprint)
 
 
 def _refuse_reload() -> None:

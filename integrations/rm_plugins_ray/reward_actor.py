@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rm_plugins.batching.batcher import Batcher
-from rm_plugins.errors import MissingDependencyError, ProcessError
+from rm_plugins.errors import MissingDependencyError, ProcessError, SpecError
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.server.served_reward import ServedReward, characters
+from rm_plugins.training.whole_groups import portable_scores
 from rm_plugins.version import __version__
 from rm_plugins_ray.node_check import node_check, reason_of
 from rm_plugins_ray.shipped_spec import ShippedSpec
@@ -68,7 +69,8 @@ class RewardActor:
             return Scores([], metadata={"fingerprint": self._reward.fingerprint})  # type: ignore[arg-type]
         size = sum(map(characters, samples))
         done = await self._batcher.submit(samples, client=client, items=len(samples), size=size)
-        return replace(done.result, metadata={**done.result.metadata, "fingerprint": self._reward.fingerprint})
+        scores = portable_scores(done.result)  # an error of a plug-in may be one that the caller cannot read
+        return replace(scores, metadata={**done.result.metadata, "fingerprint": self._reward.fingerprint})
 
     def _run(self, works: Sequence[Sequence[Sample]]) -> list[Scores]:
         return self._reward.score(works, [f"call {place}" for place in range(len(works))])
@@ -102,14 +104,18 @@ def start_actor(
 
     Raises:
         MissingDependencyError: Ray is not installed.
-        SpecError: The spec cannot be read here.
-        ProcessError: The actor cannot load the reward, or its node has no rm-plugins, or another version.
+        SpecError: The spec cannot be read here, or an option is wrong.
+        ProcessError: The name is taken, the actor cannot load the reward, or its node has no rm-plugins, or another version.
     """
     try:
         import ray
     except ImportError as error:
         raise MissingDependencyError("start_actor needs Ray: pip install 'rm-plugins[ray]'.") from error
     shipped = ShippedSpec.read(spec)
+    if not isinstance(name, str) or not name:
+        raise SpecError(f"must be a name by which others find the actor, not {name!r:.80}.", key="name")
+    if not isinstance(max_concurrency, int) or max_concurrency < 1:  # Ray waits without end for an actor that takes no call
+        raise SpecError(f"must be a positive number of calls, not {max_concurrency!r:.80}.", key="max_concurrency")
     chosen = {
         "name": name,
         "namespace": namespace,
@@ -120,7 +126,14 @@ def start_actor(
         "max_restarts": -1,
         **options,
     }
-    actor = ray.remote(_actor_class(__version__)).options(**chosen).remote(dict(shipped.spec), dict(shipped.paths))
+    try:
+        actor = ray.remote(_actor_class(__version__)).options(**chosen).remote(dict(shipped.spec), dict(shipped.paths))
+    except ray.exceptions.ActorAlreadyExistsError as error:
+        raise ProcessError(
+            f"An actor named {name!r} runs already. Use it, choose another name, or end it with ray.kill(ray.get_actor({name!r}))."
+        ) from error
+    except (TypeError, ValueError) as error:  # what Ray says of its options
+        raise SpecError(f"The actor {name!r} cannot have these options: {error}.") from error
     try:
         ray.get(actor.facts.remote())
     except ray.exceptions.RayError as error:

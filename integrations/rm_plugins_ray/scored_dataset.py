@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rm_plugins.data.row_files import read_errors
 from rm_plugins.data.row_formats import rows_of_table
 from rm_plugins.data.rows import row_samples
 from rm_plugins.data.scored_rows import ERROR, ScoredRow, scored_batches, unscored_samples
-from rm_plugins.errors import UnsupportedError
+from rm_plugins.errors import DataError, SpecError, UnsupportedError
 from rm_plugins.groups import group_keys
 from rm_plugins.provider import OnError
 from rm_plugins_ray.carried_reward import CarriedReward
@@ -64,15 +65,20 @@ def score(
 
     Raises:
         MissingDependencyError: Ray is not installed.
-        SpecError: The spec is wrong.
+        SpecError: The spec or another argument is wrong.
         UnsupportedError: The reward learns while it scores, or cannot be sent to the cluster.
-        DataError: While the result is read: a row has no samples, or has a column that its score would replace.
+        DataError: `dataset` is not a Ray data set. While the result is read: a row has no samples, or has a column that its score would
+            replace.
     """
     check_installed()
     import ray.data
 
+    _check_dataset(dataset)
+    _check_settings(
+        column=column, mapping=mapping, batch_size=batch_size, on_error=on_error, num_cpus=num_cpus, num_gpus=num_gpus
+    )
+    low, high = _least_and_most(workers)
     reward = CarriedReward.load(spec)
-    low, high = workers if isinstance(workers, tuple) else (workers or 1, workers)
     reserved = {"num_cpus": num_cpus, "num_gpus": num_gpus}
     options: dict[str, Any] = {
         "fn_constructor_args": (reward, column, mapping, batch_size, on_error),
@@ -85,6 +91,49 @@ def score(
         keyed = dataset.map_batches(_with_keys, fn_kwargs=by, batch_format="pyarrow", batch_size=batch_size)
         return keyed.groupby(_KEY).map_groups(BatchActor, **options)
     return dataset.map_batches(BatchActor, batch_size=batch_size, **options)
+
+
+def _check_dataset(dataset: object) -> None:
+    import ray.data
+
+    if not isinstance(dataset, ray.data.Dataset):
+        raise DataError(
+            f"rm_plugins_ray.score takes a ray.data.Dataset, not {type(dataset).__name__}. Make one of rows with ray.data.from_items, or "
+            "of files with ray.data.read_json or ray.data.read_parquet."
+        )
+
+
+def _check_settings(
+    *, column: object, mapping: object, batch_size: object, on_error: object, num_cpus: object, num_gpus: object
+) -> None:
+    if not isinstance(column, str) or not column:
+        raise SpecError(f"must be the name of a column, not {column!r:.80}.", key="column")
+    if not isinstance(mapping, RowMapping | None):
+        raise SpecError(f"must be a rm_plugins.data.mapping.RowMapping, not {mapping!r:.80}.", key="mapping")
+    if not _is_count(batch_size):
+        raise SpecError(f"must be a positive number of rows, not {batch_size!r:.80}.", key="batch_size")
+    if on_error not in (None, "raise", "abstain"):
+        raise SpecError(f"must be 'raise' or 'abstain', not {on_error!r:.80}.", key="on_error")
+    for key, amount in {"num_cpus": num_cpus, "num_gpus": num_gpus}.items():
+        if amount is not None and not (isinstance(amount, int | float) and 0 <= amount < math.inf):
+            raise SpecError(f"must be a number of at least 0, not {amount!r:.80}.", key=key)
+
+
+def _least_and_most(workers: Any) -> tuple[int, int | None]:
+    """The smallest and the largest number of actors; None if all that fit may be used."""
+    if workers is None:
+        return 1, None
+    low, high = workers if isinstance(workers, Sequence) and len(workers) == 2 else (workers, workers)
+    if not _is_count(low) or not _is_count(high) or low > high:
+        raise SpecError(
+            f"must be a positive number of actors, or the smallest and the largest number, such as (1, 8), not {workers!r:.80}.",
+            key="workers",
+        )
+    return low, high
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 class BatchActor:
@@ -118,9 +167,16 @@ class BatchActor:
             batch = batch.drop_columns([_KEY])
         rows = _rows(batch, self._mapping)
         scored: list[ScoredRow] = []
-        for part, _ in scored_batches(
-            self._reward, rows, self._samples, self._batch_size, unit="samples", groups=self._carried.groups
-        ):
+        batches = scored_batches(
+            self._reward,
+            rows,
+            self._samples,
+            self._batch_size,
+            unit="samples",
+            groups=self._carried.groups,
+            named=lambda rows: f"{rows} of a batch",
+        )
+        for part, _ in batches:
             scored += part
         return _table(batch if self._mapping is None else None, scored, self._column)
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from rm_plugins.errors import MissingDependencyError, SpecError, did_you_mean
 from rm_plugins.spec import FILE_ENDINGS
 from rm_plugins.version import __version__
+from rm_plugins_ray.agreement import agree, agreement_actor
 from rm_plugins_ray.node_check import node_check
 from rm_plugins_ray.shipped_spec import ShippedSpec
 
@@ -116,6 +117,7 @@ def app(arguments: dict[str, Any]) -> Any:
             request_router_class="rm_plugins_ray.prompt_router:PromptRouter",
             request_router_kwargs={"slack": chosen.affinity_slack},
         ),
+        deployment_actors=[agreement_actor()],
         **scaling,
     ).bind(dict(spec.spec), dict(spec.paths), chosen.server_settings(), chosen.api_key_env)
     fronts = serve.deployment(
@@ -178,8 +180,8 @@ def _deployment_classes(version: str) -> tuple[type[Any], type[Any]]:
         async def answer(self, prompt: str, request: Any) -> Any:
             return await self._replica.answer(request)
 
-        def check_health(self) -> None:
-            self._replica.check_health()
+        async def check_health(self) -> None:
+            await self._replica.check_health()
 
     class Front:
         """Reads requests and passes them on."""
@@ -203,7 +205,7 @@ def start_replica(
 
     Raises:
         SpecError: The environment variable with the keys is not set.
-        ModelError: Local paths in the spec do not exist on this node.
+        ModelError: Local paths in the spec do not exist on this node, or the other replicas have loaded another reward from them.
         RmPluginsError: The reward cannot be loaded.
     """
     from rm_plugins.server.security import own_names
@@ -214,4 +216,6 @@ def start_replica(
     if api_key_env and not keys:
         raise SpecError(f"api_key_env names the environment variable {api_key_env}, which is empty or not set on this node.")
     hosts = (*settings["allowed_hosts"], *own_names(""))
-    return Replica(ShippedSpec(spec, paths), Settings(**{**settings, "allowed_hosts": hosts}, api_keys=keys))
+    replica = Replica(ShippedSpec(spec, paths), Settings(**{**settings, "allowed_hosts": hosts}, api_keys=keys))
+    agree(replica.fingerprint)
+    return replica

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from rm_plugins.data.rows import RowSamples, row_samples
-from rm_plugins.errors import DataError
+from rm_plugins.errors import DataError, RmPluginsError, plain_error
 from rm_plugins.groups import RowGroups
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
@@ -217,6 +217,7 @@ def scored_batches(
     unit: Literal["rows", "samples"],
     first: int = 1,
     groups: RowGroups = ALONE,
+    named: Callable[[str], str] = str,
 ) -> Iterator[tuple[list[ScoredRow], Mapping[str, Any]]]:
     """Score rows block by block: the rows of each block, and the metadata of its scores.
 
@@ -228,28 +229,39 @@ def scored_batches(
         unit: See there.
         first: See there.
         groups: See there.
+        named: As for `scored_block`.
 
     Raises:
-        ScoringError: The provider failed.
+        RmPluginsError: The provider failed; the message begins with the rows.
     """
     for block in planned_blocks(rows, samples_of, size, unit=unit, first=first, groups=groups):
-        yield scored_block(provider, block, groups)
+        yield scored_block(provider, block, groups, named)
 
 
-def scored_block(provider: Provider, block: Block, groups: RowGroups = ALONE) -> tuple[list[ScoredRow], Mapping[str, Any]]:
+def scored_block(
+    provider: Provider, block: Block, groups: RowGroups = ALONE, named: Callable[[str], str] = str
+) -> tuple[list[ScoredRow], Mapping[str, Any]]:
     """The rows of a block with their scores, and the metadata of the scores.
 
     Args:
         provider: The reward.
         block: With its samples.
         groups: How the reward groups samples.
+        named: What an error message calls rows; its argument is such as ``row 3`` or ``rows 1 to 8``.
 
     Raises:
-        ScoringError: The provider failed.
+        RmPluginsError: The provider failed; the message begins with the rows.
     """
     of_rows = block.samples or []
-    with groups.scoring(of_rows):
-        scores = provider.score([sample for samples in of_rows for sample in samples])
+    try:
+        with groups.scoring(of_rows):
+            scores = provider.score([sample for samples in of_rows for sample in samples])
+    except RmPluginsError as error:
+        of_samples = [number for number, samples in enumerate(of_rows, start=block.first) for _ in samples]
+        failed = {of_samples[place] for place in error.rows or () if 0 <= place < len(of_samples)}
+        failure = plain_error(error, named(_rows_in_words(failed or set(of_samples))))
+        failure.provider, failure.path = error.provider, error.path
+        raise failure from error
     values = _or_none(scores.values)
     details = {name: _or_none(column) for name, column in scores.columns.items()}
     reasons = [str(scores.errors[place]) if place in scores.errors else None for place in range(len(scores))]
@@ -261,6 +273,21 @@ def scored_block(provider: Provider, block: Block, groups: RowGroups = ALONE) ->
         rows.append(ScoredRow(row, values[start:end], of_row, errors))
         start = end
     return rows, scores.metadata
+
+
+def _rows_in_words(rows: Collection[int]) -> str:
+    """What messages call some rows.
+
+    >>> _rows_in_words([3]), _rows_in_words([3, 4, 5, 6]), _rows_in_words([9, 3, 5, 7, 8])
+    ('row 3', 'rows 3 to 6', 'rows 3, 5, 7 and 2 more')
+    """
+    first, last = min(rows), max(rows)
+    if len(rows) == 1:
+        return f"row {first}"
+    if last - first + 1 == len(rows):
+        return f"rows {first} to {last}"
+    some = ", ".join(map(str, sorted(rows)[:3]))
+    return f"rows {some}{f' and {len(rows) - 3} more' if len(rows) > 3 else ''}"
 
 
 def _or_none(values: FloatArray) -> list[float | None]:

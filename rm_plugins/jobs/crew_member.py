@@ -135,18 +135,19 @@ def attend(connection: Connection) -> None:
             try:
                 answer = member.answer(*request)
             except Exception as error:
-                answer = ("failed", _portable(error), "".join(traceback.format_exception(error)))
+                answer = ("failed", portable_error(error), "".join(traceback.format_exception(error)))
             connection.send(answer)
     member.unload()
 
 
-def _portable(error: Exception) -> RmPluginsError:
+def portable_error(error: BaseException) -> RmPluginsError:
+    """What a process answers where it failed: an error that the job can read, and which says that a foreign exception is one."""
     if isinstance(error, RmPluginsError):
         return plain_error(error)
     if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):  # torch's, without importing it
         return ScoringError(f"The device has too little memory. {error}")
     if isinstance(error, MemoryError):
-        return ScoringError("There is not enough memory. Try a smaller --batch-size, or fewer --processes.")
+        return ScoringError("There is not enough memory. Try a smaller --batch-size, or fewer processes.")
     return ScoringError(f"Unexpected error, probably a fault in rm-plugins or in a plug-in: {type(error).__name__}: {error}")
 
 

@@ -60,5 +60,5 @@ def check_whole_groups(paths: Sequence[Path], digests: Sequence[bytes]) -> None:
     )
     raise DataError(
         f"{first} and {second} have rows of one group, whose completions the reward compares. Move the rows of each group into one file, "
-        "one after the other."
+        "one after the other. If a file begins with the group that ends the one before, the command also works without --engine."
     )

@@ -158,6 +158,7 @@ class BlockScoring:
             unit="samples",
             first=block.part.first,
             groups=self.groups,
+            named=lambda rows: f"{path}, {rows}",
         )
         for batch, metadata in batches:
             lines += [kept_line(row_digest(json_line(scored.row)), scored) for scored in batch]

@@ -210,7 +210,7 @@ class _Answer:
     def of(cls, scores: Scores, plan: Plan, rank: int) -> _Answer:
         positions = {place: position for position, place in enumerate(plan.scored[rank])}
         moved = {
-            owner: _portable(scores.rows([positions[place] for place in places]))
+            owner: portable_scores(scores.rows([positions[place] for place in places]))
             for (owner, scorer), places in plan.moves.items()
             if scorer == rank
         }
@@ -257,13 +257,13 @@ def _returned(scores: Scores, answers: Sequence[_Answer], plan: Plan, rank: int,
     return replace(joined(pieces), metadata=metadata)
 
 
-def _portable(scores: Scores) -> Scores:
+def portable_scores(scores: Scores) -> Scores:
     """The scores without what may not be picklable, or means nothing elsewhere."""
     return replace(
         scores,
         metadata={name: value for name, value in scores.metadata.items() if isinstance(value, (str, int, float))},
         errors={row: _sent(error) for row, error in scores.errors.items()},
-        parts={name: _portable(part) for name, part in scores.parts.items()},
+        parts={name: portable_scores(part) for name, part in scores.parts.items()},
     )
 
 

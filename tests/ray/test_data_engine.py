@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rm_plugins.data.row_files import read_rows, write_rows
-from rm_plugins.errors import ModelError, OutputError, ProcessError
+from rm_plugins.errors import ModelError, OutputError, ProcessError, ScoringError
 from rm_plugins.jobs.job_engine import ScoringRequest, ScoringSummary
 from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.jobs.scored_rows import ScoringJob
@@ -223,3 +223,52 @@ def test_a_full_object_store_says_what_to_do() -> None:
 
     with pytest.raises(OutputError, match=r"object store is full.*--object-store-memory.*resume"), ray_errors():
         raise ObjectStoreFullError("The local object store is full of objects.")
+
+
+class TestFailures:
+    """What failed, and in which rows."""
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        written = [{"prompt": f"Q{number}", "completion": "bad" if number == 13 else "ae"} for number in range(1, 31)]
+        (tmp_path / "in").mkdir()
+        write_rows(written, tmp_path / "in" / "b.jsonl")
+        write_rows(written[:9], tmp_path / "in" / "a.jsonl")
+        return tmp_path / "in"
+
+    @pytest.mark.parametrize(
+        ("function", "rows_of_batch", "message"),
+        [
+            ("slow_rewards:vowels", False, "it is bad"),
+            ("rewards:raises_its_own", False, r"sample \d of 10 is bad"),
+            ("rewards:infinite", False, "The provider 'infinite' returned an infinite score for 1 of 10 samples"),
+            ("rewards:too_few", True, r"The function 'too_few' .* returned 9 rewards for 10 samples"),
+        ],
+    )
+    def test_the_row_is_named_as_by_one_process(
+        self, cluster: Any, tmp_path: Path, source: Path, function: str, rows_of_batch: bool, message: str
+    ) -> None:
+        spec = f"tests.ray.{function}"
+        with pytest.raises(ScoringError, match=f"^{'rows 21 to 30' if rows_of_batch else 'row 22'}: {message}"):
+            ScoringJob(spec, str(source), "train", tmp_path / "here.jsonl", False).write(10)
+        of_file = "rows 11 to 20" if rows_of_batch else "row 13"
+        with pytest.raises(ScoringError, match=f"^{source / 'b.jsonl'}, {of_file}: {message}"):
+            score(spec, source, tmp_path / "out.jsonl")
+
+    @pytest.mark.parametrize(
+        ("spec", "kind", "message"),
+        [
+            ("tests.ray.rewards:leaves", ScoringError, "b.jsonl, rows 11 to 20: Unexpected error, .*SystemExit: 3"),
+            ("tests.ray.rewards:ends", ProcessError, "4 actors in a row have ended while they scored .*b.jsonl, rows 11 to 20"),
+            (
+                "tests.ray.reward_that_ends_workers:nothing",
+                ProcessError,
+                "4 actors in a row have ended while they loaded the reward 'nothing'",
+            ),
+        ],
+    )
+    def test_what_ends_its_actor_is_not_tried_without_end(
+        self, cluster: Any, tmp_path: Path, source: Path, spec: str, kind: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(kind, match=message):
+            score(spec, source, tmp_path / "out.jsonl")

@@ -18,6 +18,7 @@ from rm_plugins.errors import MissingDependencyError, ModelError, ProcessError, 
 from rm_plugins.identity import fingerprint
 from rm_plugins_ray.connecting import connected_ray
 from rm_plugins_ray.node_check import node_check
+from rm_plugins_ray.reward_actor import RewardActor
 from rm_plugins_ray.shipped_spec import ShippedSpec
 from tests.conftest import MakeFolder
 
@@ -67,6 +68,16 @@ def test_a_failed_row_fails_alone(actor: Any) -> None:
     assert np.isfinite(scores.values[[0, 2]]).all()
 
 
+def test_an_error_of_a_plug_in_reaches_the_caller(cluster: Any) -> None:
+    """Though it cannot be pickled."""
+    import ray
+
+    own = ray.remote(RewardActor).options(num_cpus=0.1).remote("tests.ray.rewards:raises_its_own")
+    with pytest.raises(ScoringError, match=r"^sample 1 of 2 is bad"):
+        rm.load({"provider": "ray-actor", "actor": own}).score([rm.Sample("", "good"), rm.Sample("", "bad")])
+    ray.kill(own)
+
+
 def test_an_actor_that_is_killed_meanwhile_is_waited_for(actor: Any, folder: Path) -> None:
     import ray
 
@@ -91,7 +102,7 @@ def test_what_is_not_the_required_reward_scores_nothing(actor: Any, monkeypatch:
 def test_an_actor_that_is_missing_dead_slow_or_another_kind(cluster: Any) -> None:
     import ray
 
-    from rm_plugins_ray import RewardActor, start_actor
+    from rm_plugins_ray import start_actor
 
     with pytest.raises(ScoringError, match="No Ray actor is named 'absent' in the current namespace"):
         rm.load({"provider": "ray-actor", "actor": "absent", "wait": 0.1}).score(SAMPLES)
@@ -106,7 +117,11 @@ def test_an_actor_that_is_missing_dead_slow_or_another_kind(cluster: Any) -> Non
     counter = ray.remote(type("Counter", (), {})).options(name="counter", num_cpus=0.1).remote()
     with pytest.raises(ScoringError, match="'counter' is not a RewardActor"):
         rm.load({"provider": "ray-actor", "actor": "counter"}).score(SAMPLES)
-    for handle in (own, counter):
+    methods = {"facts": lambda self: {"a": 1}, "score": lambda self, samples, client: [1.0]}
+    judge = ray.remote(type("Judge", (), methods)).options(num_cpus=0.1).remote()
+    with pytest.raises(ScoringError, match=r"is not a RewardActor: its method `facts` returned \{'a': 1\}"):
+        rm.load({"provider": "ray-actor", "actor": judge}).score(SAMPLES)
+    for handle in (own, counter, judge):
         ray.kill(handle)
 
 
@@ -228,8 +243,32 @@ def test_addresses_where_no_cluster_answers(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": ""}, "name: must be a name by which others find the actor, not ''"),
+        ({"max_concurrency": 0}, "max_concurrency: must be a positive number of calls, not 0"),
+        ({"num_cpus": -1}, "The actor 'wrong' cannot have these options: .*num_cpus cannot be negative"),
+        ({"cpus": 1}, "The actor 'wrong' cannot have these options: .*cpus"),
+    ],
+)
+def test_wrong_options_of_an_actor(cluster: Any, options: dict[str, Any], message: str) -> None:
+    from rm_plugins_ray import start_actor
+
+    with pytest.raises(SpecError, match=message):
+        start_actor("tests.ray.rewards:process", **{"name": "wrong", **options})
+
+
+def test_a_name_that_an_actor_has_already(actor: Any) -> None:
+    from rm_plugins_ray import start_actor
+
+    with pytest.raises(ProcessError, match="An actor named 'reward' runs already"):
+        start_actor("tests.ray.rewards:process", name="reward", namespace="rewards", num_cpus=0.1)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"actor": RewardActor}, "actor: must be the name of an actor, or a handle of a RewardActor"),
         ({"actor": ""}, "actor: must be the name of an actor, or a handle"),
         ({"actor": 3}, "actor: must be the name of an actor, or a handle"),
         ({"actor": "reward", "timeout": 0}, "timeout: must be a positive number of seconds"),

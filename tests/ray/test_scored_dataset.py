@@ -11,7 +11,7 @@ import pytest
 import rm_plugins as rm
 import rm_plugins_ray
 from rm_plugins.data.mapping import RowMapping
-from rm_plugins.errors import UnsupportedError
+from rm_plugins.errors import DataError, SpecError, UnsupportedError
 from tests.ray.slow_rewards import vowels
 
 VOWELS = "tests.ray.slow_rewards:vowels"
@@ -110,3 +110,29 @@ def test_a_reward_that_learns_is_refused() -> None:
     spec = {"provider": "function", "function": VOWELS, "transform": {"name": "zscore", "running": True}}
     with pytest.raises(UnsupportedError, match=r"learns while it scores .*rm-plugins calibrate"):
         rm_plugins_ray.score(dataset(), spec)
+
+
+@pytest.mark.parametrize("rows", [[{"completion": "a"}], "rows.jsonl", None], ids=["list", "path", "None"])
+def test_what_is_not_a_data_set_is_refused(rows: Any) -> None:
+    with pytest.raises(
+        DataError, match=r"takes a ray\.data\.Dataset, not .*ray\.data\.from_items, or of files with ray\.data\.read_json"
+    ):
+        rm_plugins_ray.score(rows, VOWELS)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"column": ""}, "column: must be the name of a column, not ''"),
+        ({"mapping": {"q": "prompt"}}, "mapping: must be a rm_plugins.data.mapping.RowMapping"),
+        ({"batch_size": 0}, "batch_size: must be a positive number of rows, not 0"),
+        ({"batch_size": "4"}, "batch_size: must be a positive number of rows, not '4'"),
+        ({"on_error": "skip"}, "on_error: must be 'raise' or 'abstain', not 'skip'"),
+        ({"workers": 0}, r"workers: must be a positive number of actors, .*not 0"),
+        ({"workers": (2, 1)}, r"workers: .*the smallest and the largest number, such as \(1, 8\), not \(2, 1\)"),
+        ({"num_gpus": -1}, "num_gpus: must be a number of at least 0, not -1"),
+    ],
+)
+def test_wrong_settings(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        rm_plugins_ray.score(dataset(), VOWELS, **setting)

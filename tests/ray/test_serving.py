@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx2
 import numpy as np
@@ -16,7 +19,7 @@ import pytest
 
 import rm_plugins as rm
 from rm_plugins.data.row_files import read_rows, write_rows
-from rm_plugins.errors import ScoringError, SpecError
+from rm_plugins.errors import ModelError, ProcessError, ScoringError, SpecError
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.job_engine import ScoringRequest
 from rm_plugins.jobs.progress import JobProgress
@@ -218,6 +221,45 @@ def test_an_update_loses_no_request_and_no_answer_mixes_two_rewards(
     assert client.get("/v1/info").json()["fingerprint"] == new
     with pytest.raises(ScoringError, match="requires the model with the fingerprint"):
         required.score(SAMPLES)
+
+
+def test_a_replica_of_changed_files_does_not_serve(deploy: Deploy, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """The others keep answering with the reward that was deployed."""
+    from ray import serve
+
+    def message() -> str:
+        return str(serve.status().applications["default"].deployments["Reward"].message)
+
+    shutil.copytree(folders[0], tmp_path / "rm")
+    client = deploy({"provider": "sequence-classifier", "model": str(tmp_path / "rm")})
+    deployed = client.get("/v1/info").json()["fingerprint"]
+    shutil.copytree(folders[1], tmp_path / "rm", dirs_exist_ok=True)
+    kill_one("Reward")
+    deadline = time.monotonic() + 120
+    while "The files of the spec have changed" not in message():
+        assert time.monotonic() < deadline, message()
+        time.sleep(0.5)
+    with asking(client, SAMPLES) as answers:
+        time.sleep(1)
+    assert {(answer["status"], answer["fingerprint"]) for answer in answers} == {(200, deployed)}
+
+
+def test_a_replica_that_differs_from_the_others_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after the actor that compares the replicas was lost; until it is there again, nothing is known."""
+    from rm_plugins.server.settings import Settings
+    from rm_plugins_ray.replica import Replica
+    from rm_plugins_ray.shipped_spec import ShippedSpec
+
+    replica = Replica(ShippedSpec({"provider": "length-window", "low": 3}, {}), Settings())
+
+    def fails(error: Exception) -> None:
+        monkeypatch.setattr("rm_plugins_ray.replica.agree", Mock(side_effect=error))
+
+    fails(ProcessError("does not answer"))
+    asyncio.run(replica.check_health())
+    fails(ModelError("another reward"))
+    with pytest.raises(ModelError, match="another reward"):
+        asyncio.run(replica.check_health())
 
 
 def test_the_completions_of_a_prompt_meet_in_one_replica(deploy: Deploy) -> None:
