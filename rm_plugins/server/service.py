@@ -158,15 +158,23 @@ class Service:
 
     async def _scored(self, work: Work, client: str) -> Done[tuple[Scores, HostedReward]]:
         """The scores of a request, all of one reward, and that reward."""
-        if len(parts := work.divided()) > 1:
-            sized = [Part(part, len(part.sizes), part.size) for part in parts]
-            done = await self._batcher.submit_parts(sized, client=client)
-            scores, rewards = zip(*(one.result for one in done), strict=True)
-            if len(set(rewards)) == 1:
-                waited, took = max(one.waited for one in done), max(one.took for one in done)
-                return Done((work.together(scores), rewards[0]), waited, took)
-            # The reward was loaded again in between.
-        return await self._batcher.submit(work, client=client, items=len(work.sizes), size=work.size)
+        whole = Part(work, len(work.sizes), work.size)
+        parts = work.divided()
+        if len(parts) == 1:
+            (only,) = await self._batcher.submit_parts([whole], client=client)
+            return only
+
+        def repeat(results: Sequence[tuple[Scores, HostedReward]]) -> Part[Work] | None:
+            """The whole request, if another reward was loaded before all of its parts were scored."""
+            is_one_reward = all(reward is work.reward for _, reward in results)
+            return None if is_one_reward else whole
+
+        sized = [Part(part, len(part.sizes), part.size) for part in parts]
+        done = await self._batcher.submit_parts(sized, client=client, repeat=repeat)
+        if len(done) == 1:
+            return done[0]
+        scores, waited, took = [one.result[0] for one in done], max(one.waited for one in done), max(one.took for one in done)
+        return Done((work.together(scores), work.reward), waited, took)
 
     @at_home
     async def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
