@@ -242,7 +242,7 @@ class RewardProcess(HostedReward):
             assert connection is not None
             try:
                 while True:
-                    number, is_answer, result = connection.recv()
+                    number, is_answer, result = _received(connection, self._process)
                     answer = self._waiting.pop(number, None)
                     if answer is not None:
                         answer.set_result(result) if is_answer else answer.set_exception(result)
@@ -289,6 +289,19 @@ class RewardProcess(HostedReward):
             logger.error(
                 "%s: reload the server to serve %s instead of %s", self._why, facts.fingerprint[:12], self.fingerprint[:12]
             )
+
+
+def _received(connection: Connection, process: Any) -> Any:
+    """The next message of a process.
+
+    Raises:
+        EOFError: The process ended. Programs that the reward has forked may keep its end of the connection open, so that alone does not
+            tell.
+    """
+    while not connection.poll(_TICK_SECONDS):
+        if process.exitcode is not None and not connection.poll():
+            raise EOFError
+    return connection.recv()
 
 
 def end_all() -> None:

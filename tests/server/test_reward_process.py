@@ -24,8 +24,15 @@ from rm_plugins.server.served_reward import RewardGone, RewardLate
 from tests.server.conftest import SAMPLES, until
 
 RULES = """
-import re, time
+import os, pathlib, re, time
 from rm_plugins.errors import DataError, ScoringError
+
+def fork():
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    (pathlib.Path(__file__).parent / "child").write_text(str(child))
 
 def odd(completions):
     for completion in completions:
@@ -34,8 +41,9 @@ def odd(completions):
         if completion == "hang":
             time.sleep(1e6)
         if completion == "exit":
-            import os
             os._exit(7)
+        if completion == "fork":
+            fork()
         if completion == "data":
             raise DataError("it cannot be read")
         if completion == "bug":
@@ -133,6 +141,19 @@ def test_what_cannot_be_loaded_is_said_as_in_this_process(hosted: Hosted) -> Non
     with pytest.raises(SpecError) as there:
         hosted({"provider": "constant"})
     assert str(there.value) == str(here.value)
+
+
+def test_one_that_ends_is_noticed_although_its_own_child_goes_on(hosted: Hosted, tmp_path: Path) -> None:
+    """A child that was forked keeps the connection open."""
+    reward = hosted("odd_rules:odd", seconds=20.0)
+    assert reward.score([of("fork")], ["a"])[0].values.tolist() == [4.0]
+    before = reward._process.pid
+    try:
+        with pytest.raises(RewardGone, match="process ended"):
+            reward.score([of("exit")], ["a"])
+        until(lambda: reward.is_alive and reward._process.pid != before)
+    finally:
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("end", ["crash", "signal"])
