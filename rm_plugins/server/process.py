@@ -166,27 +166,21 @@ def _end_while_loading(number: int, frame: FrameType | None) -> None:
 def _loaded(serving: Serving, worker: Worker | None) -> HostedReward:
     """The reward, which the other workers serve as well."""
     settings = serving.settings
+    hosting = Hosting(settings.threads, settings.max_score_seconds, settings.max_load_seconds, serving.log_format)
+    reward: HostedReward | None = None
     try:
-        reward = RewardReplicas(
-            serving.spec, Hosting(settings.threads, settings.max_score_seconds, serving.log_format), serving.devices
-        )
+        reward = RewardReplicas(serving.spec, hosting, serving.devices)
         if worker is not None:
-            _join(worker, reward)
+            worker.join(reward)
         return reward
     except RmPluginsError as error:
+        if reward is not None:
+            reward.close()  # otherwise its processes are replaced when they are ended
         end_all()  # including processes that are still loading
         if not isinstance(error, AnotherReward):
             raise
         logger.error("%s", error)
         raise SystemExit(_IS_ANOTHER) from None
-
-
-def _join(worker: Worker, reward: HostedReward) -> None:
-    try:
-        worker.join(reward)
-    except RmPluginsError:
-        reward.close()  # otherwise its process is replaced when it is ended
-        raise
 
 
 class _Server(uvicorn.Server):

@@ -12,7 +12,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,11 +51,13 @@ class Hosting:
     Args:
         threads: The batches scored concurrently, if the reward waits for I/O instead of computing.
         seconds: The time limit of a batch, in seconds.
+        load_seconds: The time limit for loading the reward, in seconds.
         log_format: The format of log lines.
     """
 
     threads: int = 8
     seconds: float = 600.0
+    load_seconds: float = 3_600.0
     log_format: Literal["json", "text"] = "text"
 
 
@@ -219,12 +222,12 @@ class RewardProcess(HostedReward):
             process.start()
         theirs.close()
         try:
-            while not ours.poll(_TICK_SECONDS):
-                if self._closing.is_set():
-                    process.kill()
-            received = ours.recv()
+            received = _received(ours, process, self._may_load())
+        except ScoringError as error:
+            received = error
+            process.kill()
         except (EOFError, OSError):
-            process.join()
+            process.join(_CLOSING_SECONDS)
             received = ScoringError(
                 f"The process that loads the reward ended with exit status {process.exitcode}. See the server's log for the reason."
             )
@@ -234,6 +237,26 @@ class RewardProcess(HostedReward):
         process.join(_CLOSING_SECONDS)
         process.kill()
         raise received
+
+    def _may_load(self) -> Callable[[], None]:
+        """Raises once a process may no longer load the reward.
+
+        Raises:
+            ScoringError: Loading takes too long, or the reward was closed.
+        """
+        seconds = self._hosting.load_seconds
+        ends = time.monotonic() + seconds
+
+        def check() -> None:
+            if self._closing.is_set():
+                raise ScoringError("The reward was closed while it was being loaded.")
+            if time.monotonic() > ends:
+                raise ScoringError(
+                    f"The reward was not loaded within {seconds:g} s, so loading it{self._place} was given up. Find out what it waits for, "
+                    "such as a download or a device, or allow more time with --max-load-seconds."
+                )
+
+        return check
 
     def _attend(self) -> None:
         """Deliver the answers of the process, and restart it if it ends; runs in a thread."""
@@ -291,8 +314,8 @@ class RewardProcess(HostedReward):
             )
 
 
-def _received(connection: Connection, process: Any) -> Any:
-    """The next message of a process.
+def _received(connection: Connection, process: Any, check: Callable[[], None] = lambda: None) -> Any:
+    """The next message of a process; `check` is called while it is awaited.
 
     Raises:
         EOFError: The process ended. Programs that the reward has forked may keep its end of the connection open, so that alone does not
@@ -301,6 +324,7 @@ def _received(connection: Connection, process: Any) -> Any:
     while not connection.poll(_TICK_SECONDS):
         if process.exitcode is not None and not connection.poll():
             raise EOFError
+        check()
     return connection.recv()
 
 
@@ -315,6 +339,8 @@ def _hold(connection: Connection, source: str | Path | Mapping[str, Any], hostin
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # they are for the server, which ends this process itself
     receive()  # so that programs that the reward starts can be ended
+    # If the server was killed, nothing else ends a process that never finishes loading.
+    faulthandler.dump_traceback_later(hosting.load_seconds + _SECONDS_OF_GRACE, exit=True)
     configure_logging(hosting.log_format)
     try:
         reward = ServedReward.load(source)

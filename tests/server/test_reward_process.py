@@ -21,7 +21,7 @@ from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.server import ServedReward
 from rm_plugins.server.reward_process import Hosting, RewardProcess, pauses
 from rm_plugins.server.served_reward import RewardGone, RewardLate
-from tests.server.conftest import SAMPLES, until
+from tests.server.conftest import SAMPLES, problem, rewarded, served, until, values
 
 RULES = """
 import os, pathlib, re, time
@@ -188,6 +188,26 @@ def test_one_that_is_being_started_again_ends_when_it_is_closed(hosted: Hosted, 
     until(lambda: (tmp_path / "loading").exists())
     reward.close()
     until(lambda: not multiprocessing.active_children())
+
+
+def test_a_reload_that_does_not_return_is_given_up(hosted: Hosted, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "slow_rules.py").write_text(SLOW, encoding="utf-8")
+    reward = hosted("slow_rules:zero")
+    (tmp_path / "slow").touch()
+    with served(reward) as client, ThreadPoolExecutor(1) as pool:
+        assert client.get("/health").json()["loading_seconds"] is None
+        reward._hosting = Hosting(load_seconds=1.0)
+        late = pool.submit(client.post, "/v1/reload", headers={"X-RM-Plugins": "reload"})
+        until(lambda: client.get("/health").json()["loading_seconds"] is not None)
+        assert values(rewarded(client, of("a"))) == [0.0]
+        assert "the previous one stays in use" in problem(late.result(), 500, "failed")
+        assert "was not loaded within 1 s" in caplog.text
+        reward._hosting = Hosting()
+        (tmp_path / "slow").unlink()
+        assert client.post("/v1/reload", headers={"X-RM-Plugins": "reload"}).json()["changed"] is False
+        assert values(rewarded(client, of("a"))) == [0.0]
+        assert client.get("/health").json()["loading_seconds"] is None
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("word", ["hang", "lock"])
