@@ -26,7 +26,7 @@ class ReplicaHealth(BaseModel):
 
     device: str = Field(description="The device that was chosen with --devices; auto where none was.")
     state: State = Field(description="Starting until it serves, restarting while the process of its reward is started again.")
-    restarts: int = Field(description="How often the process was replaced.")
+    restarts: int = Field(description="How often the process was replaced; with --workers, it or its reward's process.")
 
 
 class Health(BaseModel):

@@ -22,12 +22,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from rm_plugins.devices import environment, environment_of
+from rm_plugins.devices import environment
 from rm_plugins.errors import RmPluginsError, ScoringError, plain_error
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.server.dialects.dialect import Token
-from rm_plugins.server.replicas import AUTO, Replica, State
+from rm_plugins.server.replicas import Place, Replica, State
 from rm_plugins.server.request_log import configure_logging
 from rm_plugins.server.served_reward import HostedReward, RewardFacts, RewardGone, RewardLate, ServedReward
 from rm_plugins.server.signals import SIGNALS, held_back, receive
@@ -61,29 +61,6 @@ class Hosting:
     log_format: Literal["json", "text"] = "text"
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the process of a reward runs.
-
-    Args:
-        number: Its number among the processes of the reward, from 0.
-        processes: The number of these processes.
-        device: The only accelerator that it sees, or ``cpu``; ``auto`` leaves the choice to the reward.
-    """
-
-    number: int = 0
-    processes: int = 1
-    device: str = AUTO
-
-    def __str__(self) -> str:
-        return "" if self.device == AUTO else f" (replica {self.number} on {self.device})"
-
-    @property
-    def variables(self) -> Mapping[str, str]:
-        """The environment variables of the process."""
-        return {} if self.device == AUTO else environment_of(self.device, self.processes)
-
-
 def pauses() -> Iterator[float]:
     """Seconds before each new attempt to start a process: 1, 2, 4 and so on, at most 60."""
     pause = 1.0
@@ -109,13 +86,11 @@ class RewardProcess(HostedReward):
         self,
         source: str | Path | Mapping[str, Any],
         hosting: Hosting,
-        place: Place = Place(),
+        place: Place | None = None,
         closing: threading.Event | None = None,
     ) -> None:
         self._hosting = hosting
-        self._place = place
-        self._variables = place.variables
-        self._restarts = 0
+        self._place = place or Place()
         self._numbers = count()
         self._waiting: dict[int, Future[Any]] = {}
         self._late: set[int] = set()
@@ -137,7 +112,7 @@ class RewardProcess(HostedReward):
     def replicas(self) -> tuple[Replica, ...]:
         """This process."""
         state: State = "serving" if self.is_alive else "restarting"
-        return (Replica(self._place.number, self._place.device, state, self._restarts),)
+        return (Replica(self._place.number, self._place.device, state, self._place.restarts),)
 
     def again(self) -> RewardProcess:
         """Load the same source in another process."""
@@ -218,7 +193,7 @@ class RewardProcess(HostedReward):
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         ours, theirs = context.Pipe()
         process = context.Process(target=_hold, args=(theirs, self._source, self._hosting))
-        with _STARTING, environment(self._variables), held_back():
+        with _STARTING, environment(self._place.variables), held_back():
             process.start()
         theirs.close()
         try:
@@ -301,7 +276,7 @@ class RewardProcess(HostedReward):
                 if is_usable:
                     self._process, self._connection = process, connection
             if is_usable:
-                self._restarts += 1
+                self._place.restarts += 1
                 logger.warning("The reward has a new process, %s%s", process.pid, self._place)
                 return
             connection.close()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rm_plugins.errors import DataError
 from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.scores import Scores
-from rm_plugins.server.replicas import Replica
+from rm_plugins.server.replicas import Place, Replica
 from rm_plugins.server.served_reward import RewardGone, ServedReward
 from rm_plugins.server.work import Work
 from rm_plugins.testing import FixedProvider
@@ -262,7 +262,7 @@ def test_a_real_request_uses_every_process(tiny_decoder: Any) -> None:
     here = ServedReward.load(folder)
     samples = [Sample(f"Question {number // 4}?", f"It is {number}.") for number in range(40)]
     (expected,) = here.score([samples], ["a"])
-    there = RewardReplicas(folder, Hosting(), ["cpu", "cpu"])
+    there = RewardReplicas(folder, Hosting(), Place.on(["cpu", "cpu"]))
     with served(there) as client:
         np.testing.assert_allclose(values(rewarded(client, samples)), expected.values, rtol=0, atol=1e-5)
         assert metric(client, "batch_samples_count") == 2.0
