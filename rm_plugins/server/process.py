@@ -87,7 +87,7 @@ class Worker:
         self.workers.becomes(self.number, state)
 
     def replaces_rewards(self, times: int) -> None:
-        """Note how often the process of its reward was replaced since it last said so."""
+        """Note how often the process of its reward was replaced since the previous note."""
         self.workers.replaces_rewards(self.number, times)
 
     def join(self, reward: HostedReward) -> None:

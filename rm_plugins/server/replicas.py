@@ -96,7 +96,7 @@ class Workers:
         self._states[number] = _STATES.index(state)
 
     def replaces_rewards(self, number: int, times: int) -> None:
-        """Note how often a worker has replaced the process of its reward since it last said so."""
+        """Note how often a worker replaced the process of its reward since the previous note."""
         self._rewards[number] += times
 
     def has_started(self, number: int) -> bool:
