@@ -10,12 +10,14 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from rm_plugins.batching.fair_queue import FairQueue
+from rm_plugins.batching.speed import Speed
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +26,6 @@ _MOST_SECONDS_TO_WAIT = 60
 """OpenAI's older clients ignore a longer wait and retry within seconds instead."""
 _UNMEASURED_SECONDS = 5.0
 """The wait if no batch has ended yet, so that the speed is unknown."""
-_HALF_LIFE_SECONDS = 10.0
-"""The half-life of the weight of a batch in the measured speed."""
 _MOST_BOOKED = 3
 """The longest wait of a refused request, in drain times of the queue, so that clients that never retry do not delay others."""
 _MOST_CALLS = 64
@@ -45,23 +45,6 @@ class Overloaded(Exception):
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"retry in {retry_after} s")
         self.retry_after = retry_after
-
-
-class _Speed:
-    """The recent speed, as an average that is weighted by time."""
-
-    def __init__(self) -> None:
-        self._size = self._seconds = 0.0
-
-    @property
-    def rate(self) -> float:
-        """Size per second; 0 if nothing was measured."""
-        return self._size / self._seconds if self._seconds else 0.0
-
-    def saw(self, size: int, seconds: float) -> None:
-        """Record a batch."""
-        decay = 0.5 ** (seconds / _HALF_LIFE_SECONDS)
-        self._size, self._seconds = decay * self._size + size, decay * self._seconds + max(seconds, 1e-6)
 
 
 def _whole_seconds(seconds: float) -> int:
@@ -161,7 +144,7 @@ class Batcher(Generic[Work, Result]):
         self.max_items = max_items
         self.max_size = max_size
         self.queue: FairQueue[_Job[Work, Result]] = FairQueue(budget // _TURNS_A_BATCH)
-        self.is_stopping = False
+        self.is_stopping = self._has_stopped = False
         self._accepted: set[_Job[Work, Result]] = set()
         self._accepted_size = 0
         self._running: set[asyncio.Task[None]] = set()
@@ -169,7 +152,7 @@ class Batcher(Generic[Work, Result]):
         self._changed = asyncio.Event()
         self._answered = self._arrived = 0  # requests of the last batch, and those that arrived since
         self._pause_ends = 0.0
-        self._speed = _Speed()  # of one thread
+        self._speed = Speed()  # of one thread
         self._booked_until = 0.0  # when the requests that were refused so far should be answered
         self._dispatcher: asyncio.Task[None] | None = None
         self._pool: ThreadPoolExecutor | None = None
@@ -209,10 +192,22 @@ class Batcher(Generic[Work, Result]):
         (done,) = await self.submit_parts([Part(work, items, size)], client=client)
         return done
 
-    async def submit_parts(self, parts: Sequence[Part[Work]], *, client: str) -> list[Done[Result]]:
+    async def submit_parts(
+        self,
+        parts: Sequence[Part[Work]],
+        *,
+        client: str,
+        repeat: Callable[[Sequence[Result]], Part[Work] | None] = lambda results: None,
+    ) -> list[Done[Result]]:
         """Run the parts of a request, which is accepted or refused as a whole; they may run in different batches at the same time.
 
         Raises like `submit`; if one part fails, those that wait are removed from the queue.
+
+        Args:
+            parts: The parts of the request.
+            client: The client; clients share the server fairly.
+            repeat: Called with the results of the parts; returns what must be run instead if they do not fit together. It belongs to the
+                accepted request, so neither a full queue nor a batcher that is stopping refuses it.
         """
         if self.is_stopping:
             raise Stopped
@@ -221,8 +216,24 @@ class Batcher(Generic[Work, Result]):
         items, size = sum(part.items for part in parts), sum(part.size for part in parts)
         if self.queue and self._is_too_much(client, items, size):
             raise Overloaded(self._book(max(1, size)))
-        loop, now = asyncio.get_running_loop(), time.monotonic()
-        jobs = [_Job(part.work, client, part.items, max(1, part.size), loop.create_future(), now) for part in parts]
+        arrived = time.monotonic()
+        with self._accept(parts, client, arrived) as jobs:
+            done: list[Done[Result]] = await asyncio.gather(*(job.answer for job in jobs))
+            whole = repeat([one.result for one in done])
+        if whole is None:
+            return done
+        with self._accept([whole], client, arrived) as (job,):  # without a pause, in which the batcher would seem to be drained
+            return [await job.answer]
+
+    @contextmanager
+    def _accept(self, parts: Sequence[Part[Work]], client: str, arrived: float) -> Iterator[list[_Job[Work, Result]]]:
+        """Within it, the parts are in the queue or run."""
+        if self._has_stopped:
+            raise Stopped
+        loop = asyncio.get_running_loop()
+        jobs: list[_Job[Work, Result]] = [
+            _Job(part.work, client, part.items, max(1, part.size), loop.create_future(), arrived) for part in parts
+        ]
         for job in jobs:
             self.queue.put(job)
             self._accepted.add(job)
@@ -230,8 +241,7 @@ class Batcher(Generic[Work, Result]):
         self._arrived += len(jobs)
         self._changed.set()
         try:
-            done: list[Done[Result]] = await asyncio.gather(*(job.answer for job in jobs))
-            return done
+            yield jobs
         except BaseException:
             for job in jobs:
                 self.queue.discard(job)
@@ -324,6 +334,7 @@ class Batcher(Generic[Work, Result]):
             await asyncio.wait_for(self.drained(), seconds)
         except TimeoutError:
             logger.warning("%d requests were not finished within %g s", len(self._accepted), seconds)
+        self._has_stopped = True
         finished = not (self._accepted or self._calls or self._running)
         if self._dispatcher is not None:
             self._dispatcher.cancel()

@@ -36,6 +36,7 @@ _TIMES = {
     "--head-seconds": ("head_seconds", "For a client to send the head of a request."),
     "--body-seconds": ("body_seconds", "For a client to send a body, or to read an answer."),
     "--max-score-seconds": ("max_score_seconds", "For scoring a batch; after that, the reward's process is restarted."),
+    "--max-load-seconds": ("max_load_seconds", "For loading the reward; after that, a start or a reload fails."),
 }
 _GROUPS = {
     "Server": ("host", "port", "devices", "workers", "model_name", "log_format", "drain_seconds"),

@@ -123,7 +123,9 @@ class _ReplicaMetrics:
         serving = GaugeMetricFamily(
             "rm_plugins_replica_serving", "1 if a replica serves, 0 while it is started.", labels=labels
         )
-        restarts = CounterMetricFamily("rm_plugins_replica_restarts", "How often a replica was replaced.", labels=labels)
+        restarts = CounterMetricFamily(
+            "rm_plugins_replica_restarts", "How often a replica or its reward was replaced.", labels=labels
+        )
         for one in self._replicas:
             serving.add_metric([str(one.number), one.device], float(one.state == "serving"))
             restarts.add_metric([str(one.number), one.device], one.restarts)

@@ -26,7 +26,7 @@ class ReplicaHealth(BaseModel):
 
     device: str = Field(description="The device that was chosen with --devices; auto where none was.")
     state: State = Field(description="Starting until it serves, restarting while the process of its reward is started again.")
-    restarts: int = Field(description="How often the process was replaced.")
+    restarts: int = Field(description="How often the process was replaced; with --workers, it or its reward's process.")
 
 
 class Health(BaseModel):
@@ -34,6 +34,7 @@ class Health(BaseModel):
 
     status: Literal["alive", "degraded"] = Field(description="Degraded while a process or the reward is being restarted.")
     reward: Literal["loaded", "starting"] = Field(description="Whether the answering process has a reward that can score.")
+    loading_seconds: float | None = Field(description="How long a reload has been loading the reward in the answering process.")
     workers: Workers
     replicas: list[ReplicaHealth]
 
@@ -43,10 +44,12 @@ async def health(request: Request) -> Health:
     """The health of the process and of its reward; 200 as long as the process is alive."""
     replicas = request.app.state.replicas()
     wanted, serving = len(replicas), sum(one.state == "serving" for one in replicas)
-    is_loaded = request.app.state.service.reward.is_alive
+    service: Service = request.app.state.service
+    is_loaded, seconds = service.reward.is_alive, service.loading_seconds
     return Health(
         status="alive" if is_loaded and wanted == serving else "degraded",
         reward="loaded" if is_loaded else "starting",
+        loading_seconds=None if seconds is None else round(seconds, 1),
         workers=Workers(wanted=wanted, serving=serving),
         replicas=[ReplicaHealth(device=one.device, state=one.state, restarts=one.restarts) for one in replicas],
     )

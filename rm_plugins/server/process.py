@@ -25,7 +25,7 @@ from rm_plugins.server.agreement import Agreement, AnotherReward
 from rm_plugins.server.app import create_app
 from rm_plugins.server.connections import Connections
 from rm_plugins.server.dialects.dialect import Problem
-from rm_plugins.server.replicas import AUTO, State, Workers
+from rm_plugins.server.replicas import AUTO, Place, State, Workers
 from rm_plugins.server.request_log import configure_logging
 from rm_plugins.server.reward_process import Hosting, end_all, pauses
 from rm_plugins.server.reward_replicas import RewardReplicas, check_shared
@@ -85,6 +85,10 @@ class Worker:
     def becomes(self, state: State) -> None:
         """Note the state of this process."""
         self.workers.becomes(self.number, state)
+
+    def replaces_rewards(self, times: int) -> None:
+        """Note how often the process of its reward was replaced since the previous note."""
+        self.workers.replaces_rewards(self.number, times)
 
     def join(self, reward: HostedReward) -> None:
         """Agree to serve a reward.
@@ -166,27 +170,21 @@ def _end_while_loading(number: int, frame: FrameType | None) -> None:
 def _loaded(serving: Serving, worker: Worker | None) -> HostedReward:
     """The reward, which the other workers serve as well."""
     settings = serving.settings
+    hosting = Hosting(settings.threads, settings.max_score_seconds, settings.max_load_seconds, serving.log_format)
+    reward: HostedReward | None = None
     try:
-        reward = RewardReplicas(
-            serving.spec, Hosting(settings.threads, settings.max_score_seconds, serving.log_format), serving.devices
-        )
+        reward = RewardReplicas(serving.spec, hosting, Place.on(serving.devices))
         if worker is not None:
-            _join(worker, reward)
+            worker.join(reward)
         return reward
     except RmPluginsError as error:
+        if reward is not None:
+            reward.close()  # otherwise its processes are replaced when they are ended
         end_all()  # including processes that are still loading
         if not isinstance(error, AnotherReward):
             raise
         logger.error("%s", error)
         raise SystemExit(_IS_ANOTHER) from None
-
-
-def _join(worker: Worker, reward: HostedReward) -> None:
-    try:
-        worker.join(reward)
-    except RmPluginsError:
-        reward.close()  # otherwise its process is replaced when it is ended
-        raise
 
 
 class _Server(uvicorn.Server):
@@ -213,6 +211,7 @@ class _Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
+        self._restarts = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
@@ -251,6 +250,9 @@ class _Server(uvicorn.Server):
                 logger.error("The parent process has ended; stopping")
                 self.handle_exit(signal.SIGTERM, None)
             self._worker.becomes("serving" if self._service.reward.is_alive else "restarting")
+            restarts = sum(replica.restarts for replica in self._service.reward.replicas)
+            self._worker.replaces_rewards(restarts - self._restarts)
+            self._restarts = restarts
         return await super().on_tick(counter)
 
     def _begin(self, work: Callable[[], Any]) -> None:

@@ -12,7 +12,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,12 +22,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from rm_plugins.devices import environment, environment_of
+from rm_plugins.devices import environment
 from rm_plugins.errors import RmPluginsError, ScoringError, plain_error
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.server.dialects.dialect import Token
-from rm_plugins.server.replicas import AUTO, Replica, State
+from rm_plugins.server.replicas import Place, Replica, State
 from rm_plugins.server.request_log import configure_logging
 from rm_plugins.server.served_reward import HostedReward, RewardFacts, RewardGone, RewardLate, ServedReward
 from rm_plugins.server.signals import SIGNALS, held_back, receive
@@ -50,35 +51,14 @@ class Hosting:
     Args:
         threads: The batches scored concurrently, if the reward waits for I/O instead of computing.
         seconds: The time limit of a batch, in seconds.
+        load_seconds: The time limit for loading the reward, in seconds.
         log_format: The format of log lines.
     """
 
     threads: int = 8
     seconds: float = 600.0
+    load_seconds: float = 3_600.0
     log_format: Literal["json", "text"] = "text"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the process of a reward runs.
-
-    Args:
-        number: Its number among the processes of the reward, from 0.
-        processes: The number of these processes.
-        device: The only accelerator that it sees, or ``cpu``; ``auto`` leaves the choice to the reward.
-    """
-
-    number: int = 0
-    processes: int = 1
-    device: str = AUTO
-
-    def __str__(self) -> str:
-        return "" if self.device == AUTO else f" (replica {self.number} on {self.device})"
-
-    @property
-    def variables(self) -> Mapping[str, str]:
-        """The environment variables of the process."""
-        return {} if self.device == AUTO else environment_of(self.device, self.processes)
 
 
 def pauses() -> Iterator[float]:
@@ -106,13 +86,11 @@ class RewardProcess(HostedReward):
         self,
         source: str | Path | Mapping[str, Any],
         hosting: Hosting,
-        place: Place = Place(),
+        place: Place | None = None,
         closing: threading.Event | None = None,
     ) -> None:
         self._hosting = hosting
-        self._place = place
-        self._variables = place.variables
-        self._restarts = 0
+        self._place = place or Place()
         self._numbers = count()
         self._waiting: dict[int, Future[Any]] = {}
         self._late: set[int] = set()
@@ -134,7 +112,7 @@ class RewardProcess(HostedReward):
     def replicas(self) -> tuple[Replica, ...]:
         """This process."""
         state: State = "serving" if self.is_alive else "restarting"
-        return (Replica(self._place.number, self._place.device, state, self._restarts),)
+        return (Replica(self._place.number, self._place.device, state, self._place.restarts),)
 
     def again(self) -> RewardProcess:
         """Load the same source in another process."""
@@ -215,16 +193,16 @@ class RewardProcess(HostedReward):
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         ours, theirs = context.Pipe()
         process = context.Process(target=_hold, args=(theirs, self._source, self._hosting))
-        with _STARTING, environment(self._variables), held_back():
+        with _STARTING, environment(self._place.variables), held_back():
             process.start()
         theirs.close()
         try:
-            while not ours.poll(_TICK_SECONDS):
-                if self._closing.is_set():
-                    process.kill()
-            received = ours.recv()
+            received = _received(ours, process, self._may_load())
+        except ScoringError as error:
+            received = error
+            process.kill()
         except (EOFError, OSError):
-            process.join()
+            process.join(_CLOSING_SECONDS)
             received = ScoringError(
                 f"The process that loads the reward ended with exit status {process.exitcode}. See the server's log for the reason."
             )
@@ -235,6 +213,26 @@ class RewardProcess(HostedReward):
         process.kill()
         raise received
 
+    def _may_load(self) -> Callable[[], None]:
+        """Raises once a process may no longer load the reward.
+
+        Raises:
+            ScoringError: Loading takes too long, or the reward was closed.
+        """
+        seconds = self._hosting.load_seconds
+        ends = time.monotonic() + seconds
+
+        def check() -> None:
+            if self._closing.is_set():
+                raise ScoringError("The reward was closed while it was being loaded.")
+            if time.monotonic() > ends:
+                raise ScoringError(
+                    f"The reward was not loaded within {seconds:g} s, so loading it{self._place} was given up. Find out what it waits for, "
+                    "such as a download or a device, or allow more time with --max-load-seconds."
+                )
+
+        return check
+
     def _attend(self) -> None:
         """Deliver the answers of the process, and restart it if it ends; runs in a thread."""
         while not self._closing.is_set():
@@ -242,7 +240,7 @@ class RewardProcess(HostedReward):
             assert connection is not None
             try:
                 while True:
-                    number, is_answer, result = connection.recv()
+                    number, is_answer, result = _received(connection, self._process)
                     answer = self._waiting.pop(number, None)
                     if answer is not None:
                         answer.set_result(result) if is_answer else answer.set_exception(result)
@@ -278,7 +276,7 @@ class RewardProcess(HostedReward):
                 if is_usable:
                     self._process, self._connection = process, connection
             if is_usable:
-                self._restarts += 1
+                self._place.restarts += 1
                 logger.warning("The reward has a new process, %s%s", process.pid, self._place)
                 return
             connection.close()
@@ -289,6 +287,20 @@ class RewardProcess(HostedReward):
             logger.error(
                 "%s: reload the server to serve %s instead of %s", self._why, facts.fingerprint[:12], self.fingerprint[:12]
             )
+
+
+def _received(connection: Connection, process: Any, check: Callable[[], None] = lambda: None) -> Any:
+    """The next message of a process; `check` is called while it is awaited.
+
+    Raises:
+        EOFError: The process ended. Programs that the reward has forked may keep its end of the connection open, so that alone does not
+            tell.
+    """
+    while not connection.poll(_TICK_SECONDS):
+        if process.exitcode is not None and not connection.poll():
+            raise EOFError
+        check()
+    return connection.recv()
 
 
 def end_all() -> None:
@@ -302,6 +314,8 @@ def _hold(connection: Connection, source: str | Path | Mapping[str, Any], hostin
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # they are for the server, which ends this process itself
     receive()  # so that programs that the reward starts can be ended
+    # If the server was killed, nothing else ends a process that never finishes loading.
+    faulthandler.dump_traceback_later(hosting.load_seconds + _SECONDS_OF_GRACE, exit=True)
     configure_logging(hosting.log_format)
     try:
         reward = ServedReward.load(source)

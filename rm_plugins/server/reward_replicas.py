@@ -14,8 +14,8 @@ from rm_plugins.errors import ModelError, UnsupportedError
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.server.dialects.dialect import Token
-from rm_plugins.server.replicas import Replica
-from rm_plugins.server.reward_process import Hosting, Place, RewardProcess
+from rm_plugins.server.replicas import Place, Replica
+from rm_plugins.server.reward_process import Hosting, RewardProcess
 from rm_plugins.server.served_reward import HostedReward, RewardFacts, RewardGone, RewardLate
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class RewardReplicas(HostedReward):
     Args:
         source: The spec or path that the reward is loaded from.
         hosting: The settings of each process.
-        devices: The device of each process.
+        places: Where each process runs.
 
     Raises:
         RmPluginsError: The reward cannot be loaded on one of the devices.
@@ -41,10 +41,10 @@ class RewardReplicas(HostedReward):
         UnsupportedError: It learns from the samples that it scores, and each process would learn from other ones.
     """
 
-    def __init__(self, source: str | Path | Mapping[str, Any], hosting: Hosting, devices: Sequence[str]) -> None:
+    def __init__(self, source: str | Path | Mapping[str, Any], hosting: Hosting, places: Sequence[Place]) -> None:
         self._hosting = hosting
-        self._devices = devices
-        self._processes = _loaded(source, hosting, devices)
+        self._places = places
+        self._processes = _loaded(source, hosting, places)
         self._calls = dict.fromkeys(self._processes, 0)
         self._changed = threading.Condition()
         facts = self._processes[0].facts
@@ -79,7 +79,7 @@ class RewardReplicas(HostedReward):
     def again(self) -> RewardReplicas:
         """Load the same source in other processes."""
         assert self.source is not None
-        return RewardReplicas(self.source, self._hosting, self._devices)
+        return RewardReplicas(self.source, self._hosting, self._places)
 
     def score(self, requests: Sequence[Sequence[Sample]], names: Sequence[str]) -> list[Scores]:
         """Score the samples of requests in one of the processes."""
@@ -158,14 +158,13 @@ def check_shared(facts: RewardFacts, replicas: int) -> None:
         )
 
 
-def _loaded(source: str | Path | Mapping[str, Any], hosting: Hosting, devices: Sequence[str]) -> list[RewardProcess]:
-    """A process per device; all load the reward at the same time.
+def _loaded(source: str | Path | Mapping[str, Any], hosting: Hosting, places: Sequence[Place]) -> list[RewardProcess]:
+    """A process per place; all load the reward at the same time.
 
     Raises:
         RmPluginsError: The reward cannot be loaded on one of them; the others are ended.
     """
-    pool = ThreadPoolExecutor(len(devices), thread_name_prefix="rm-plugins-load")
-    places = [Place(number, len(devices), device) for number, device in enumerate(devices)]
+    pool = ThreadPoolExecutor(len(places), thread_name_prefix="rm-plugins-load")
     for place in places if len(places) > 1 else ():
         logger.info("Replica %d of %d loads the reward for %s", place.number, place.processes, place.device)
     closing = threading.Event()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -32,9 +33,6 @@ _CHARACTERS_BESIDE = 32
 class Service:
     """Scores for many clients; `reload_all` makes all processes of the server reload, including this one, if there are several."""
 
-    joins: Callable[[HostedReward], None] | None = None
-    """Agrees with the other processes of the server to serve a reward, or raises."""
-
     def __init__(self, reward: HostedReward, settings: Settings, reload_all: Callable[[], None] | None = None) -> None:
         self.reward = reward
         self.settings = settings
@@ -44,8 +42,11 @@ class Service:
         self.max_items = settings.max_items
         self.max_values = settings.max_body_values
         self.eos_texts = settings.eos_texts
+        self.joins: Callable[[HostedReward], None] = lambda reward: None
+        """Agrees with the other processes of the server to serve a reward, or raises."""
         self._reload_all = reload_all
         self._loading = asyncio.Lock()
+        self._load_began: float | None = None
         self._next_load: asyncio.Future[bool] | None = None
         self._loader: asyncio.Task[None] | None = None
         self._stopping: asyncio.Future[bool] | None = None
@@ -64,6 +65,11 @@ class Service:
     def is_ready(self) -> bool:
         """Whether requests are accepted."""
         return not self._batcher.is_stopping and self.reward.is_alive
+
+    @property
+    def loading_seconds(self) -> float | None:
+        """How long the current reload has been loading the reward, in seconds; None without one."""
+        return None if self._load_began is None else time.monotonic() - self._load_began
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -158,15 +164,22 @@ class Service:
 
     async def _scored(self, work: Work, client: str) -> Done[tuple[Scores, HostedReward]]:
         """The scores of a request, all of one reward, and that reward."""
-        if len(parts := work.divided()) > 1:
-            sized = [Part(part, len(part.sizes), part.size) for part in parts]
-            done = await self._batcher.submit_parts(sized, client=client)
-            scores, rewards = zip(*(one.result for one in done), strict=True)
-            if len(set(rewards)) == 1:
-                waited, took = max(one.waited for one in done), max(one.took for one in done)
-                return Done((work.together(scores), rewards[0]), waited, took)
-            # The reward was loaded again in between.
-        return await self._batcher.submit(work, client=client, items=len(work.sizes), size=work.size)
+        whole = Part(work, len(work.sizes), work.size)
+        parts = work.divided()
+        if len(parts) == 1:
+            (only,) = await self._batcher.submit_parts([whole], client=client)
+            return only
+
+        def repeat(results: Sequence[tuple[Scores, HostedReward]]) -> Part[Work] | None:
+            """The whole request, if another reward was loaded before all of its parts were scored."""
+            return None if all(reward is work.reward for _, reward in results) else whole
+
+        sized = [Part(part, len(part.sizes), part.size) for part in parts]
+        done = await self._batcher.submit_parts(sized, client=client, repeat=repeat)
+        if len(done) == 1:
+            return done[0]
+        scores, waited, took = [one.result[0] for one in done], max(one.waited for one in done), max(one.took for one in done)
+        return Done((work.together(scores), work.reward), waited, took)
 
     @at_home
     async def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
@@ -223,9 +236,8 @@ class Service:
     async def _load_in_turn(self) -> None:
         async with self._loading:
             load = self._upcoming_load()
-            self._next_load = self._loader = (
-                None  # later requests need another reload, because the files may change after this point
-            )
+            # Later requests need another reload, because the files may change after this point.
+            self._next_load = self._loader = None
             try:
                 load.set_result(await self._swap())
             except Exception as error:
@@ -235,18 +247,22 @@ class Service:
         old = self.reward
         if old.source is None:
             raise Problem("invalid", "this reward was made in Python, not from a spec, so it cannot be reloaded")
+        logger.info("Loading the reward again; %s stays in use until then", old.fingerprint[:12])
+        self._load_began = time.monotonic()
         try:
             new = await asyncio.to_thread(self._again, old)
         except Exception as error:
             self.metrics.reloaded("failed")
             with suppress(RmPluginsError):
-                self._join(old)
+                self.joins(old)
             logger.exception("The reward could not be reloaded; %s stays in use", old.fingerprint[:12])
             raise Problem(
                 "failed",
                 f"the reward could not be reloaded ({type(error).__name__}), and the previous one stays in use; see the server's log for "
                 "the reason",
             ) from error
+        finally:
+            self._load_began = None
         changed = new.fingerprint != old.fingerprint
         self.metrics.reloaded("changed" if changed else "unchanged")
         is_serving = all(replica.state == "serving" for replica in old.replicas)
@@ -274,15 +290,11 @@ class Service:
         """The reward of the current spec, if the other processes agree to serve it."""
         new = old.again()
         try:
-            self._join(new)
+            self.joins(new)
         except RmPluginsError:
             new.close()
             raise
         return new
-
-    def _join(self, reward: HostedReward) -> None:
-        if self.joins is not None:
-            self.joins(reward)
 
     def _shape(self, reward: HostedReward) -> dict[str, Any]:
         tokens = self.settings.max_batch_tokens or reward.facts.batch_tokens

@@ -37,6 +37,8 @@ class Settings:
         threads: The batches scored concurrently, if the reward waits for I/O instead of computing.
         max_score_seconds: The time limit of a batch in seconds, if the reward has its own process (``rm-plugins serve``). At the limit, the
             process is restarted, and the requests of the batch fail.
+        max_load_seconds: The time limit for loading the reward in seconds, if it has its own process. At the limit, a reload fails, and the
+            previous reward stays in use.
         drain_seconds: The time for a stopping server to finish accepted requests, in seconds.
     """
 
@@ -60,6 +62,7 @@ class Settings:
     max_queue_characters: int = 32_000_000
     threads: int = 8
     max_score_seconds: float = 600.0
+    max_load_seconds: float = 3_600.0
     drain_seconds: float = 60.0
 
     def for_replicas(self, number: int) -> Settings:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rm_plugins.batching.batcher import Batch, Batcher, Done, Overloaded, Stopped
+from rm_plugins.batching.batcher import Batch, Batcher, Done, Overloaded, Part, Stopped
 from rm_plugins.errors import DataError
 
 
@@ -65,6 +65,41 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class TestBatcher:
+    def test_what_repeats_an_accepted_request_is_not_refused(self) -> None:
+        async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:
+            seen = list[Any]()
+
+            def repeat(results: Sequence[Any]) -> Part[Any]:
+                seen.append((list(results), batcher.is_stopping))
+                return Part("whole", 2, 20)
+
+            parts = [Part("one", 1, 10), Part("two", 1, 10)]
+            request = asyncio.ensure_future(batcher.submit_parts(parts, client="a", repeat=repeat))
+            await until(lambda: bool(gate.batches))
+            stopped = asyncio.ensure_future(batcher.stop(10))
+            await asyncio.sleep(0)
+            gate.is_open.set()
+            (done,) = await request
+            assert done.result == "done whole"
+            assert seen == [(["done one", "done two"], True)]
+            assert await stopped and batcher.load == 0
+
+        batching(test)
+
+    def test_nothing_is_repeated_once_the_batcher_has_stopped(self) -> None:
+        async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:
+            gate.is_open.set()
+
+            def repeat(results: Sequence[Any]) -> Part[Any]:
+                batcher._has_stopped = True
+                return Part("whole", 1, 10)
+
+            with pytest.raises(Stopped):
+                await batcher.submit_parts([Part("one", 1, 10)], client="a", repeat=repeat)
+            assert batcher.load == 0
+
+        batching(test)
+
     def test_processes_share_what_waits(self) -> None:
         async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:
             submit(0), submit(1)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rm_plugins.errors import DataError
 from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.scores import Scores
-from rm_plugins.server.replicas import Replica
+from rm_plugins.server.replicas import Place, Replica
 from rm_plugins.server.served_reward import RewardGone, ServedReward
 from rm_plugins.server.work import Work
 from rm_plugins.testing import FixedProvider
@@ -214,6 +214,46 @@ def test_all_parts_are_of_one_reward() -> None:
         assert answered.json()["fingerprint"] == "f" * 64
 
 
+def test_a_reload_refuses_no_request_that_was_accepted() -> None:
+    """A reload falls between the parts of a request, and the queue is full when the request is scored again."""
+    old, new = Replicated(2), Replicated(2, value=100.0)
+    old.next = new
+    object.__setattr__(new.facts, "fingerprint", "f" * 64)
+    gates = {text: threading.Event() for text in ("block", "x", "yy")}
+
+    def held(reward: Replicated) -> Any:
+        score = reward.score
+
+        def hold(requests: Sequence[Sequence[Sample]], names: Sequence[str]) -> list[Scores]:
+            for text in [str(sample.completion) for samples in requests for sample in samples]:
+                if text in gates:
+                    begun.add(text)
+                    gates[text].wait(20)
+            return score(requests, names)
+
+        return hold
+
+    begun = set[str]()
+    old.score, new.score = held(old), held(new)  # type: ignore[method-assign]
+    with served(old, max_queue_items=4) as client, ThreadPoolExecutor(8) as pool:
+        blocking = pool.submit(ask, client, of("block"))
+        until(lambda: "block" in begun)
+        request = pool.submit(ask, client, of("x", "yy"))
+        until(lambda: "x" in begun)
+        reloaded = pool.submit(client.post, "/v1/reload", headers={"X-RM-Plugins": "reload"})
+        until(lambda: client.get("/v1/info").json()["fingerprint"] == "f" * 64)
+        gates["x"].set()
+        until(lambda: "yy" in begun)
+        others = [pool.submit(ask, client, of(text, text)) for text in ("a", "b")]
+        until(lambda: metric(client, "queue_items") == 4)
+        gates["yy"].set()
+        until(lambda: request.done() or metric(client, "queue_items") != 4)
+        gates["block"].set()
+        assert values(request.result().json()) == [101.0, 102.0]
+        assert request.result().json()["fingerprint"] == "f" * 64
+        assert all(call.result().status_code == 200 for call in (blocking, *others, reloaded))
+
+
 def test_a_real_request_uses_every_process(tiny_decoder: Any) -> None:
     from rm_plugins.server.reward_process import Hosting
     from rm_plugins.server.reward_replicas import RewardReplicas
@@ -222,7 +262,7 @@ def test_a_real_request_uses_every_process(tiny_decoder: Any) -> None:
     here = ServedReward.load(folder)
     samples = [Sample(f"Question {number // 4}?", f"It is {number}.") for number in range(40)]
     (expected,) = here.score([samples], ["a"])
-    there = RewardReplicas(folder, Hosting(), ["cpu", "cpu"])
+    there = RewardReplicas(folder, Hosting(), Place.on(["cpu", "cpu"]))
     with served(there) as client:
         np.testing.assert_allclose(values(rewarded(client, samples)), expected.values, rtol=0, atol=1e-5)
         assert metric(client, "batch_samples_count") == 2.0

@@ -21,11 +21,18 @@ from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.server import ServedReward
 from rm_plugins.server.reward_process import Hosting, RewardProcess, pauses
 from rm_plugins.server.served_reward import RewardGone, RewardLate
-from tests.server.conftest import SAMPLES, until
+from tests.server.conftest import SAMPLES, problem, rewarded, served, until, values
 
 RULES = """
-import re, time
+import os, pathlib, re, time
 from rm_plugins.errors import DataError, ScoringError
+
+def fork():
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    (pathlib.Path(__file__).parent / "child").write_text(str(child))
 
 def odd(completions):
     for completion in completions:
@@ -34,8 +41,9 @@ def odd(completions):
         if completion == "hang":
             time.sleep(1e6)
         if completion == "exit":
-            import os
             os._exit(7)
+        if completion == "fork":
+            fork()
         if completion == "data":
             raise DataError("it cannot be read")
         if completion == "bug":
@@ -135,6 +143,19 @@ def test_what_cannot_be_loaded_is_said_as_in_this_process(hosted: Hosted) -> Non
     assert str(there.value) == str(here.value)
 
 
+def test_one_that_ends_is_noticed_although_its_own_child_goes_on(hosted: Hosted, tmp_path: Path) -> None:
+    """A child that was forked keeps the connection open."""
+    reward = hosted("odd_rules:odd", seconds=20.0)
+    assert reward.score([of("fork")], ["a"])[0].values.tolist() == [4.0]
+    before = reward._process.pid
+    try:
+        with pytest.raises(RewardGone, match="process ended"):
+            reward.score([of("exit")], ["a"])
+        until(lambda: reward.is_alive and reward._process.pid != before)
+    finally:
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+
+
 @pytest.mark.parametrize("end", ["crash", "signal"])
 def test_one_that_ends_is_started_again(end: str, hosted: Hosted) -> None:
     reward = hosted("odd_rules:odd")
@@ -167,6 +188,26 @@ def test_one_that_is_being_started_again_ends_when_it_is_closed(hosted: Hosted, 
     until(lambda: (tmp_path / "loading").exists())
     reward.close()
     until(lambda: not multiprocessing.active_children())
+
+
+def test_a_reload_that_does_not_return_is_given_up(hosted: Hosted, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "slow_rules.py").write_text(SLOW, encoding="utf-8")
+    reward = hosted("slow_rules:zero")
+    (tmp_path / "slow").touch()
+    with served(reward) as client, ThreadPoolExecutor(1) as pool:
+        assert client.get("/health").json()["loading_seconds"] is None
+        reward._hosting = Hosting(load_seconds=1.0)
+        late = pool.submit(client.post, "/v1/reload", headers={"X-RM-Plugins": "reload"})
+        until(lambda: client.get("/health").json()["loading_seconds"] is not None)
+        assert values(rewarded(client, of("a"))) == [0.0]
+        assert "the previous one stays in use" in problem(late.result(), 500, "failed")
+        assert "was not loaded within 1 s" in caplog.text
+        reward._hosting = Hosting()
+        (tmp_path / "slow").unlink()
+        assert client.post("/v1/reload", headers={"X-RM-Plugins": "reload"}).json()["changed"] is False
+        assert values(rewarded(client, of("a"))) == [0.0]
+        assert client.get("/health").json()["loading_seconds"] is None
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("word", ["hang", "lock"])

@@ -18,6 +18,7 @@ import pytest
 
 from rm_plugins.errors import ModelError, RmPluginsError, SpecError, UnsupportedError
 from rm_plugins.samples import Sample
+from rm_plugins.server.replicas import Place
 from rm_plugins.server.reward_process import Hosting, RewardProcess
 from rm_plugins.server.reward_replicas import RewardReplicas
 from rm_plugins.server.served_reward import RewardGone, RewardLate, ServedReward
@@ -68,7 +69,7 @@ def replicated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repl
     rewards: list[RewardReplicas] = []
 
     def hold(source: Any = "process_rules:process", number: int = 2, **hosting: Any) -> RewardReplicas:
-        rewards.append(RewardReplicas(source, Hosting(**hosting), ["cpu"] * number))
+        rewards.append(RewardReplicas(source, Hosting(**hosting), Place.on(["cpu"] * number)))
         return rewards[-1]
 
     yield hold
@@ -227,8 +228,11 @@ def test_it_is_loaded_again_in_new_processes(replicated: Replicated, tmp_path: P
     spec = tmp_path / "reward.yaml"
     spec.write_text("{provider: constant, value: 1.0}", encoding="utf-8")
     reward = replicated(str(spec))
+    os.kill(processes(reward)[1], signal.SIGKILL)
+    until(lambda: was_replaced(reward, 1))
     spec.write_text("{provider: constant, value: 2.0}", encoding="utf-8")
     other = reward.again()
+    assert [one.restarts for one in other.replicas] == [0, 1], "a counter of a server never decreases"
     assert [len(one.replicas) for one in (reward, other)] == [2, 2]
     assert [one.score([[Sample("", "a")]], ["a"])[0].values.tolist() for one in (reward, other)] == [[1.0], [2.0]]
     other.close()

@@ -28,6 +28,7 @@ from rm_plugins.cli import main
 from rm_plugins.errors import ModelError
 from rm_plugins.server import ServedReward, Settings
 from rm_plugins.server.agreement import Agreement
+from tests.server.conftest import metric, until
 from tests.servers import workers_of
 
 ROOT = Path(__file__).parents[2]
@@ -200,6 +201,10 @@ def test_several_processes_count_load_again_are_replaced_and_end_together(start:
     process = start("reward.yaml", "--workers", "2")
     process.said("^Serving ", times=2)
     with httpx2.Client(base_url=process.url, timeout=20, headers={"Connection": "close"}) as client:
+
+        def restarts() -> int:
+            return sum(one["restarts"] for one in client.get("/health").json()["replicas"])
+
         for _ in range(12):
             assert score(client, "x").json()["rewards"][0]["reward"] == 1.0
         assert "rm_plugins_samples_total 12.0" in client.get("/metrics").text
@@ -207,9 +212,15 @@ def test_several_processes_count_load_again_are_replaced_and_end_together(start:
         assert client.post("/v1/reload", headers={"X-RM-Plugins": "reload"}).json()["changed"]
         process.said("The reward has changed: ", times=2)
         assert {score(client, "x").json()["rewards"][0]["reward"] for _ in range(12)} == {2.0}
+        (reward,) = workers_of(process.workers()[0])
+        os.kill(reward, signal.SIGKILL)
+        process.said("The reward has a new process")
+        until(lambda: restarts() == 1)
         os.kill(process.workers()[0], signal.SIGKILL)
         process.said("it is replaced in")
         process.said("^Serving ", times=3)
+        until(lambda: restarts() == 2)
+        assert metric(client, "replica_restarts_total") == 2
         assert score(client, "x").status_code == 200
     process.send(signal.SIGTERM)
     assert process.ended() == 0
