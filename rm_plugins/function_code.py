@@ -20,6 +20,8 @@ from typing import Any
 
 _OURS = frozenset(("rm_plugins", "rm_plugins_engines", "rm_plugins_ray", "rm_plugins_trl"))
 _INSTALLED = frozenset(("dist-packages", "site-packages"))
+_TRIES = 10
+"""Python 3.11 and 3.12 may fail with SystemError while another thread parses (python/cpython issue 106905); the next try succeeds."""
 
 
 def function_path(function: Callable[..., Any]) -> str:
@@ -202,10 +204,17 @@ class _Walk:
         if module not in self._trees:
             file = _file_of(module)
             try:
-                self._trees[module] = None if file is None else ast.parse(file.read_bytes()).body
-            except (OSError, SyntaxError, ValueError):
+                self._trees[module] = None if file is None else _statements(file.read_bytes())
+            except (OSError, SyntaxError, ValueError, RecursionError):
                 self._trees[module] = None
         return self._trees[module]
+
+
+def _statements(source: bytes) -> list[ast.stmt]:
+    for _ in range(_TRIES):
+        with suppress(SystemError):
+            return ast.parse(source).body
+    return ast.parse(source).body
 
 
 def _source_of(node: ast.ImportFrom, module: str) -> str:

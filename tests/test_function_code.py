@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -273,6 +275,21 @@ def test_what_it_uses_elsewhere_was_edited(two_modules: Callable[..., str], spec
 @pytest.mark.parametrize("spec", ["using:by_name", "using:plain", "using:decorated", NESTED])
 def test_what_it_does_not_use_elsewhere_was_edited(two_modules: Callable[..., str], spec: Any) -> None:
     assert two_modules(spec) == two_modules(spec, "return 0.0", "return 1.0")
+
+
+def test_a_parser_that_another_thread_disturbs_is_asked_again(
+    two_modules: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = two_modules("using:by_name")
+    parse, calls = ast.parse, itertools.count()
+
+    def disturbed(source: bytes) -> ast.Module:
+        if next(calls) % 3 < 2:
+            raise SystemError("AST constructor recursion depth mismatch (before=51, after=45)")
+        return parse(source)
+
+    monkeypatch.setattr(ast, "parse", disturbed)
+    assert two_modules("using:by_name") == before
 
 
 def test_a_provider_of_a_plug_in_was_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
