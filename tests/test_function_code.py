@@ -288,8 +288,9 @@ def test_a_parser_that_another_thread_disturbs_is_asked_again(
             raise SystemError("AST constructor recursion depth mismatch (before=51, after=45)")
         return parse(source)
 
-    monkeypatch.setattr(ast, "parse", disturbed)
-    assert two_modules("using:by_name") == before
+    with monkeypatch.context() as patched:
+        patched.setattr(ast, "parse", disturbed)
+        assert two_modules("using:by_name") == before
 
 
 def test_a_provider_of_a_plug_in_was_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
