@@ -32,6 +32,9 @@ PYTEST := $(BIN)/python -m pytest $(SHARED)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt
 
+# Hundreds of tests start a Python of their own, which would otherwise compile this package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 # Two installations into one environment would meet. `prepared` installs into several, and lints beside that.

@@ -21,7 +21,7 @@ from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.jobs.work import speed
 from rm_plugins_ray.attempts import Attempts
 from rm_plugins_ray.carried_reward import CarriedReward
-from rm_plugins_ray.connection import check_installed, connected
+from rm_plugins_ray.connection import connected, installed_ray
 from rm_plugins_ray.node_check import reason_of
 
 _BLOCK_ROWS = ((2**24, 256), (2**30, 1024))
@@ -55,7 +55,7 @@ class RayDataEngine(JobEngine):
 
     def score(self, request: ScoringRequest, progress: JobProgress) -> ScoringSummary:
         """Score the files; see `JobEngine.score`."""
-        check_installed()
+        installed_ray("--engine ray", "ray.data")
         size = sum(path.stat().st_size for path in files_of(request))  # refuses a wrong source before a model is loaded
         block_rows = self.block_rows or next((rows for limit, rows in _BLOCK_ROWS if size < limit), _MOST_BLOCK_ROWS)
         reward = CarriedReward.load(request.spec)

@@ -15,7 +15,7 @@ from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.version import __version__
-from rm_plugins_ray.connecting import connected_ray
+from rm_plugins_ray.connection import connected_ray
 from rm_plugins_ray.node_check import reason_of
 
 Value = TypeVar("Value")

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rm_plugins.batching.batcher import Batcher
-from rm_plugins.errors import MissingDependencyError, ProcessError, SpecError
+from rm_plugins.errors import ProcessError, SpecError
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.server.served_reward import ServedReward, characters
 from rm_plugins.training.whole_groups import portable_scores
 from rm_plugins.version import __version__
+from rm_plugins_ray.connection import installed_ray
 from rm_plugins_ray.node_check import node_check, reason_of
 from rm_plugins_ray.shipped_spec import ShippedSpec
 
@@ -107,10 +108,7 @@ def start_actor(
         SpecError: The spec cannot be read here, or an option is wrong.
         ProcessError: The name is taken, the actor cannot load the reward, or its node has no rm-plugins, or another version.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingDependencyError("start_actor needs Ray: pip install 'rm-plugins[ray]'.") from error
+    ray = installed_ray("start_actor")
     shipped = ShippedSpec.read(spec)
     if not isinstance(name, str) or not name:
         raise SpecError(f"must be a name by which others find the actor, not {name!r:.80}.", key="name")

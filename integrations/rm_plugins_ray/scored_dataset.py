@@ -17,7 +17,7 @@ from rm_plugins.errors import DataError, SpecError, UnsupportedError
 from rm_plugins.groups import group_keys
 from rm_plugins.provider import OnError
 from rm_plugins_ray.carried_reward import CarriedReward
-from rm_plugins_ray.connection import check_installed
+from rm_plugins_ray.connection import installed_ray
 
 _KEY = "rm_plugins prompt"
 """A column that the data set has only between its grouping and its scoring."""
@@ -70,10 +70,9 @@ def score(
         DataError: `dataset` is not a Ray data set. While the result is read: a row has no samples, or has a column that its score would
             replace.
     """
-    check_installed()
-    import ray.data
+    ray_data = installed_ray("rm_plugins_ray.score", "ray.data")
 
-    _check_dataset(dataset)
+    _check_dataset(dataset, ray_data.Dataset)
     _check_settings(
         column=column, mapping=mapping, batch_size=batch_size, on_error=on_error, num_cpus=num_cpus, num_gpus=num_gpus
     )
@@ -82,7 +81,7 @@ def score(
     reserved = {"num_cpus": num_cpus, "num_gpus": num_gpus}
     options: dict[str, Any] = {
         "fn_constructor_args": (reward, column, mapping, batch_size, on_error),
-        "compute": ray.data.ActorPoolStrategy(min_size=low, max_size=high),
+        "compute": ray_data.ActorPoolStrategy(min_size=low, max_size=high),
         "batch_format": "pyarrow",
         **{name: amount for name, amount in reserved.items() if amount is not None},
     }
@@ -93,10 +92,8 @@ def score(
     return dataset.map_batches(BatchActor, batch_size=batch_size, **options)
 
 
-def _check_dataset(dataset: object) -> None:
-    import ray.data
-
-    if not isinstance(dataset, ray.data.Dataset):
+def _check_dataset(dataset: object, kind: type[Any]) -> None:
+    if not isinstance(dataset, kind):
         raise DataError(
             f"rm_plugins_ray.score takes a ray.data.Dataset, not {type(dataset).__name__}. Make one of rows with ray.data.from_items, or "
             "of files with ray.data.read_json or ray.data.read_parquet."

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from rm_plugins.errors import MissingDependencyError, SpecError, did_you_mean
+from rm_plugins.errors import SpecError, did_you_mean
 from rm_plugins.spec import FILE_ENDINGS
 from rm_plugins.version import __version__
 from rm_plugins_ray.agreement import agree, agreement_actor
+from rm_plugins_ray.connection import installed_ray
 from rm_plugins_ray.node_check import node_check
 from rm_plugins_ray.shipped_spec import ShippedSpec
 
@@ -89,11 +90,9 @@ def app(arguments: dict[str, Any]) -> Any:
         MissingDependencyError: Ray Serve is not installed.
         SpecError: An argument is unknown, missing or out of range, or the spec cannot be read here.
     """
-    try:
-        from ray import serve
-        from ray.serve.config import RequestRouterConfig
-    except ImportError as error:
-        raise MissingDependencyError("rm_plugins_ray:app needs Ray Serve: pip install 'rm-plugins[ray]'.") from error
+    serve = installed_ray("rm_plugins_ray:app", "ray.serve")
+    from ray.serve.config import RequestRouterConfig
+
     chosen = _checked(arguments)
     spec = _shipped(chosen.spec)
     reward, front = _deployment_classes(__version__)

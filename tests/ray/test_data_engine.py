@@ -159,8 +159,9 @@ class TestKilled:
 def kept_rows(out: Path) -> int:
     """How many rows are kept beside an output."""
     part, blocks = out.with_name(f"{out.name}.part"), out.parent.glob(f"{out.name}.part.blocks/[0-9]*.jsonl")
-    texts = [path.read_bytes() for path in (part, *blocks) if path.exists()]
-    return sum(text.count(b"\n") for text in texts) - max(0, len(texts) - 1)  # the first line of a block is its head
+    in_file = part.read_bytes().count(b"\n") if part.exists() else 0
+    # The first line of a block is its head. Rows that the file has already may still be in a block, too.
+    return in_file + sum(path.read_bytes().count(b"\n") - 1 for path in blocks if int(path.stem) > in_file)
 
 
 def until_kept(out: Path, before: int) -> None:

@@ -16,7 +16,7 @@ import pytest
 import rm_plugins as rm
 from rm_plugins.errors import MissingDependencyError, ModelError, ProcessError, ScoringError, SpecError
 from rm_plugins.identity import fingerprint
-from rm_plugins_ray.connecting import connected_ray
+from rm_plugins_ray.connection import connected_ray
 from rm_plugins_ray.node_check import node_check
 from rm_plugins_ray.reward_actor import RewardActor
 from rm_plugins_ray.shipped_spec import ShippedSpec
@@ -176,10 +176,10 @@ def test_an_address_of_another_program(answer: bytes | None, monkeypatch: pytest
     """Ray itself would wait for minutes."""
     import ray
 
-    from rm_plugins_ray import connecting
+    from rm_plugins_ray import connection
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(connecting, "_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "_SECONDS", 0.5)
 
     def answers(listening: socket.socket) -> None:
         with listening.accept()[0] as connection:
@@ -198,9 +198,9 @@ def test_an_address_of_another_program(answer: bytes | None, monkeypatch: pytest
 
 
 def test_the_address_of_a_cluster(cluster: Any) -> None:
-    from rm_plugins_ray import connecting
+    from rm_plugins_ray import connection
 
-    connecting._check_listening(cluster.address, "The provider 'reward'")
+    connection._check_listening(cluster.address, "The provider 'reward'")
 
 
 def test_a_machine_that_cannot_start_ray(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +238,7 @@ def test_addresses_where_no_cluster_answers(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         connected_ray("auto", asked_by="The provider 'reward'")
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingDependencyError, match=r"needs Ray: pip install 'rm-plugins\[ray\]'"):
+    with pytest.raises(MissingDependencyError, match=r"needs the package ray \(.*\): pip install 'rm-plugins\[ray\]'"):
         connected_ray("auto", asked_by="The provider 'reward'")
 
 
