@@ -44,7 +44,7 @@ class Attempts:
             ProcessError: Too many processes have ended with this work.
             OutputError: The folder cannot be written, or the run has ended.
         """
-        ended = sum(1 for _ in self.folder.glob(f"{key}-*"))
+        ended = len(list(self.folder.glob(f"{key}-*")))
         if ended >= MOST_ATTEMPTS:
             raise ProcessError(
                 f"{ended} actors in a row have ended while they {doing}, so it is not tried again. The logs of the cluster say how they "
@@ -56,5 +56,6 @@ class Attempts:
             mark.touch(exist_ok=False)
         try:
             yield
-        finally:
-            mark.unlink(missing_ok=True)
+        finally:  # the process has lived to end it
+            for known in self.folder.glob(f"{key}-*"):
+                known.unlink(missing_ok=True)
