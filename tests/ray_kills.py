@@ -73,6 +73,8 @@ class Campaign:
                 driver.kill()
                 return f"it did not end within {LONGEST_RUN:.0f} s"
             if driver.poll() is not None:
+                if out.exists():  # it was killed when its work was done, and another driver would refuse to replace the output
+                    break
                 driver = self._driver(out)
             if time.monotonic() > upcoming and sum(self.kills.values()) < most:
                 driver = self._disturbed(driver, out, pids)
@@ -114,7 +116,6 @@ class Campaign:
         else:
             driver.kill()
             driver.wait()
-            return self._driver(out)
         return driver
 
 
