@@ -64,6 +64,13 @@ class Outcome:
         """What engines log that collate texts too. Every sample has the same names."""
         return {**self.numbers, ERROR: self.why_none[:_SHOWN], FINGERPRINT: self.fingerprint}
 
+    @property
+    def json_facts(self) -> dict[str, float | str | None]:
+        """The same for JSON: None in place of a number that is not finite."""
+        return {
+            name: None if isinstance(fact, float) and not math.isfinite(fact) else fact for name, fact in self.facts.items()
+        }
+
 
 class EngineReward:
     """A reward as an engine calls it. It can be pickled: every process loads the spec for itself, and looks for its functions in the same

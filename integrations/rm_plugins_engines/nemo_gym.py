@@ -64,10 +64,7 @@ class NeMoGymReward:
             ScoringError: There is no reward, and `no_reward` is ``"raise"``.
         """
         (outcome,) = await self.reward.score_async([sample_of(body)])
-        facts = {
-            name: None if isinstance(fact, float) and not math.isfinite(fact) else fact for name, fact in outcome.facts.items()
-        }
-        answer = {**body, **facts, "reward": outcome.value}
+        answer = {**body, **outcome.json_facts, "reward": outcome.value}
         if outcome.value is None:
             return {**answer, **_FAILURE, "_ng_failure_judge_error": outcome.facts[ERROR]}
         return {**answer, **self._components(outcome)}

@@ -75,9 +75,7 @@ class VerifiersReward:
         """
         (outcome,) = await self.reward_of_traces.score_async([sample_of(task, trace)])
         trace.record_metrics({name: number for name, number in outcome.numbers.items() if not math.isnan(number)})
-        trace.info[INFO] = {
-            name: None if isinstance(fact, float) and math.isnan(fact) else fact for name, fact in outcome.facts.items()
-        }
+        trace.info[INFO] = outcome.json_facts
         return outcome.number
 
 

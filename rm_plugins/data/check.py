@@ -269,7 +269,7 @@ class DataCheck:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A row that will be measured."""
+    """A row to measure."""
 
     number: int
     judged: Judgement
