@@ -66,7 +66,7 @@ class TestBestOfN:
         counts = best_of_n_counts(10_000)
         start = time.process_time()
         found = best_of_n(places, places, counts)
-        assert time.process_time() - start < 1  # it takes a few milliseconds
+        assert time.process_time() - start < 3  # it takes a few milliseconds
         # The highest of n of the numbers 1 to N is n (N + 1) / (n + 1) on average.
         assert found == pytest.approx([n * 10_001 / (n + 1) - 1 for n in counts], rel=1e-9)
 

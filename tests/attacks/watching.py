@@ -19,12 +19,14 @@ from rm_plugins.server import Settings
 from tests.servers import RewardServer
 
 HEALTH_SECONDS = 1.0
+HEALTH_TIMEOUT = 10.0
 DRAIN_SECONDS = 3
 END_SECONDS = DRAIN_SECONDS + 15
 MEMORY_SHARE = 1.5
 HEADS_MIB = 64.0
 BODIES_MIB = 6 * Settings().max_held_bytes / 2**20
 """What docs/security.md states for what comes before a body, and for the bodies that are held."""
+_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_MIB = resource.getpagesize() / 2**20
 
 
@@ -36,7 +38,8 @@ class Seen:
         stated: MiB that are stated for what is attacked.
         idle: MiB of memory of all its processes before.
         peak: The most MiB meanwhile.
-        health: The longest time, in seconds, that ``GET /health`` took, answered or not.
+        health: The most seconds that ``GET /health`` took, answered or not; where the server computed for less of them,
+            what else ran on the machine is left out.
         failures: How often it was not answered with 200.
         ending: Seconds from SIGTERM to the end.
         answer: What a good request was answered after the attack.
@@ -127,6 +130,12 @@ class WatchedServer:
         return pids
 
     @property
+    def computed(self) -> float:
+        """Seconds that its processes have computed together."""
+        fields = [_text(f"/proc/{pid}/stat").rpartition(")")[2].split() for pid in self.pids]
+        return sum(int(one[11]) + int(one[12]) for one in fields if one) / _TICKS
+
+    @property
     def memory(self) -> float:
         """MiB that its processes have in memory together."""
         return sum(int((_text(f"/proc/{pid}/statm").split() or ["0", "0"])[1]) for pid in self.pids) * _PAGE_MIB
@@ -164,13 +173,14 @@ class WatchedServer:
 
     def _watch_health(self) -> None:
         while not self._is_over.wait(0.05):
-            started = time.monotonic()
+            started, computed = time.monotonic(), self.computed
             try:
-                is_well = status_of(self.ask(request("GET", "/health"), timeout=5)) == 200
+                is_well = status_of(self.ask(request("GET", "/health"), timeout=HEALTH_TIMEOUT)) == 200
             except OSError:
                 is_well = False
             self.seen.failures += not is_well
-            self.seen.health = max(self.seen.health, time.monotonic() - started)
+            took = min(time.monotonic() - started, self.computed - computed)
+            self.seen.health = max(self.seen.health, took)
 
 
 GOOD = request("POST", "/v1/rewards", b'{"samples": [{"prompt": "", "completion": "good"}]}')

@@ -45,7 +45,7 @@ TEXTS: dict[str, tuple[Any, str]] = {
 
 
 @contextmanager
-def soon(seconds: float = 5.0) -> Iterator[None]:
+def soon(seconds: float = 20.0) -> Iterator[None]:
     started = time.monotonic()
     yield
     assert time.monotonic() - started < seconds
@@ -120,7 +120,7 @@ def test_files_that_double_are_bounded(tmp_path: Path) -> None:
         inner = f"b{number + 1}.yaml"
         (tmp_path / f"b{number}.yaml").write_text(f"provider: sum\nmembers: [{inner}, {inner}]\n")
     (tmp_path / "b30.yaml").write_text("provider: constant\nvalue: 1.0\n")
-    with soon(20), pytest.raises(SpecError, match=f"more than {MOST_PROVIDERS:,} rewards"):
+    with soon(), pytest.raises(SpecError, match=f"more than {MOST_PROVIDERS:,} rewards"):
         rm.load(str(tmp_path / "b0.yaml"))
 
 

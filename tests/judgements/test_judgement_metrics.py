@@ -181,7 +181,7 @@ class TestJudgementMetrics:
         sections = [f"section {number // 10_000}" for number in range(size)]
         start = time.process_time()
         found = judgement_metrics(*inputs, sections=sections, labels=labels, attributes=["helpful", "safe"])
-        assert time.process_time() - start < 2  # it takes about a tenth of that
+        assert time.process_time() - start < 5  # it takes about a fifth of a second
         assert len(found) == 13 + 20 + 6
 
 

@@ -247,14 +247,14 @@ class TestFailures:
 
         async def slow(body: dict[str, Any]) -> Reply | None:
             if body["samples"][0]["completion"] != "a":
-                await asyncio.sleep(5)
+                await asyncio.sleep(60)
             return None
 
         scorer.before = slow
         begun = time.monotonic()
-        with remote(scorer, deadline=0.3) as provider:
+        with remote(scorer, deadline=1.0) as provider:
             scores = provider.score(SAMPLES, on_error="abstain")
-        assert time.monotonic() - begun < 4.5
+        assert time.monotonic() - begun < 30
         assert scores.values[0] == EXPECTED[0]
         assert scores.failed.tolist() == [False, True, True, True, True]
 

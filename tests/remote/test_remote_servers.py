@@ -120,7 +120,7 @@ class TestSeveralServers:
         slow, quick = Scorer(), Scorer()
 
         async def asleep(body: dict[str, Any]) -> Reply | None:
-            await asyncio.sleep(5)
+            await asyncio.sleep(60)
             return None
 
         with serving(slow, lifespan="off") as one, serving(quick, lifespan="off") as other:
@@ -134,7 +134,7 @@ class TestSeveralServers:
             wait_for(lambda: slow.hung_up >= len(slow.bodies))
             provider.close()
         assert scores.values.tolist() == EXPECTED
-        assert time.monotonic() - begun < 4.5
+        assert time.monotonic() - begun < 30
         assert provider.counts["hedges"] >= 1
         assert slow.bodies[0]["id"] in [body["id"] for body in quick.bodies]
 

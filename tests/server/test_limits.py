@@ -194,12 +194,12 @@ class TestHeads:
                 started = time.monotonic()
                 while connection.recv(1_000):
                     pass
-                assert time.monotonic() < started + 8
+                assert time.monotonic() < started + 20
 
     def test_requests_in_advance_are_few(self, port: int) -> None:
         short = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
-        assert exchange(port, short * 8, timeout=2).count(b"200 OK") == 8
-        assert exchange(port, short * 20, timeout=2).count(b"200 OK") < 20
+        assert exchange(port, short * 8, timeout=20).count(b"200 OK") == 8
+        assert exchange(port, short * 20, timeout=20).count(b"200 OK") < 20
 
 
 class TestConnections:

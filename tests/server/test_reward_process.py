@@ -216,7 +216,7 @@ def test_one_that_does_not_return_is_given_up(word: str, hosted: Hosted) -> None
     started = time.monotonic()
     with pytest.raises(RewardGone, match="did not answer within 1 s"):
         reward.score([of(word)], ["a"])
-    assert time.monotonic() < started + 5
+    assert time.monotonic() < started + 30
     until(lambda: reward.is_alive)
     assert reward.score([of("abc")], ["a"])[0].values.tolist() == [3.0]
 
@@ -233,9 +233,9 @@ def test_one_that_does_not_return_is_closed_in_time(hosted: Hosted) -> None:
     time.sleep(0.3)
     started = time.monotonic()
     reward.close()
-    asked.join(5)
+    asked.join(30)
     assert not asked.is_alive() and not reward._process.is_alive()
-    assert time.monotonic() < started + 5
+    assert time.monotonic() < started + 30
 
 
 def test_other_files_do_not_take_over_by_themselves(hosted: Hosted, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
