@@ -28,7 +28,7 @@ WORLDS := $(VENV)/models.stamp $(addsuffix .stamp,$(OLDER_WORLD) $(RAY_WORLD) $(
 # Four processes share the tests, two per core, because many tests wait for processes that they start. One that has none left takes
 # some of another's.
 SHARED := --numprocesses 4 --dist worksteal
-PYTEST := $(BIN)/python -m pytest $(SHARED)
+PYTEST := $(BIN)/python -m pytest
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt
 
@@ -52,13 +52,13 @@ demo: $(VENV)/demo.stamp  ## Train a small reward model from nothing, use it eve
 test: prepared  ## Lint, run every test, then some again: with torchao, with Ray, and the trainers with an older TRL.
 	@echo "== Every test, with the TRL of constraints.txt =="
 	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && export RM_PLUGINS_TEST_MODELS="$$models" && \
-	  $(PYTEST) && \
+	  $(PYTEST) $(SHARED) && \
 	  echo "== The tests of quantized rewards again, with torchao $(TORCHAO) ==" && \
 	  PYTHONPATH=$(CURDIR)/$(QUANTIZED_WORLD) $(PYTEST) tests/quantized && \
 	  echo "== The tests of rm_plugins_ray, with Ray $(RAY) ==" && \
-	  PYTHONPATH=$(CURDIR)/$(RAY_WORLD) $(BIN)/python -m pytest tests/ray && \
+	  PYTHONPATH=$(CURDIR)/$(RAY_WORLD) $(PYTEST) tests/ray && \
 	  echo "== The trainers' tests again, with TRL $(OLDER_TRL) ==" && \
-	  PYTHONPATH=$(CURDIR)/$(OLDER_WORLD) $(PYTEST) tests/trl
+	  PYTHONPATH=$(CURDIR)/$(OLDER_WORLD) $(PYTEST) $(SHARED) tests/trl
 
 # One core installs what the other waits for; each target prints what it has to say when it has ended.
 prepared:

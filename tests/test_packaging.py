@@ -294,13 +294,15 @@ class TestOutsider:
         code = (
             "import json\nfrom datasets import Dataset\nfrom rm_plugins_trl import RewardConfig, RewardTrainer\n"
             "loss, terms = {'name': 'gap-hinge', 'gap': 1.5}, {'small-rewards': 0.01}\n"
-            "args = RewardConfig('python', loss=loss, regularizers=terms, max_steps=12, learning_rate=1e-2, report_to='none',\n"
-            "                    use_cpu=True, disable_tqdm=True, logging_steps=1, gradient_checkpointing=False)\n"
+            "settings = {'max_steps': 12, 'learning_rate': 1e-2, 'logging_steps': 1, 'gradient_checkpointing': False}\n"
+            "settings |= {'report_to': 'none', 'use_cpu': True, 'disable_tqdm': True}\n"
+            f"args = RewardConfig({str(tmp_path / 'python')!r}, loss=loss, regularizers=terms, **settings)\n"
             f"trainer = RewardTrainer({str(model)!r}, args, train_dataset=Dataset.from_json({str(data)!r}))\n"
             "trainer.train()\n"
             "print(json.dumps([entry['loss'] for entry in trainer.state.log_history if 'loss' in entry]))"
         )
-        losses = json.loads(run(sys.executable, "-c", code, cwd=tmp_path, path=beside).splitlines()[-1])
+        (tmp_path / "train.py").write_text(code, encoding="utf-8")
+        losses = json.loads(run_warm(tmp_path / "train.py", cwd=beside).splitlines()[-1])
         assert losses[-1] < losses[0]
         line = "train --loss gap-hinge --max_steps 12 --learning_rate 1e-2 --report_to none --use_cpu true --disable_tqdm true"
         more = ("--model_name_or_path", model, "--dataset_name", data, "--output_dir", tmp_path / "program")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,12 +104,15 @@ def test_token_types_are_of_the_texts_and_not_of_the_separators(texts: tuple[str
     assert ids_and_types(row) == (encoded["input_ids"], encoded["token_type_ids"])
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.fixture(scope="module", params=itertools.product(["bert", "roberta"], ["right", "left"]), ids="-".join)
+def tokenizer(request: pytest.FixtureRequest, tiny_encoder: MakeFolder) -> Any:
+    family, side = request.param
+    return AutoTokenizer.from_pretrained(tiny_encoder(family=family, pairs=True), truncation_side=side)
+
+
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_long_pairs_are_cut_as_by_the_tokenizer(family: str, side: str, data: st.DataObject, tiny_encoder: MakeFolder) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder(family=family, pairs=True), truncation_side=side)
+def test_long_pairs_are_cut_as_by_the_tokenizer(data: st.DataObject, tokenizer: Any) -> None:
     words = st.lists(st.sampled_from(["sea", "blue", "what", "?", "[SEP]"]), max_size=30).map(" ".join)
     pair = data.draw(words), data.draw(words)
     limit = data.draw(st.integers(4, 40))

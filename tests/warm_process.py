@@ -14,6 +14,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from accelerate.commands import launch
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.warm_imports"])
 _LONGEST_SECONDS = 3_000
@@ -117,6 +119,7 @@ def _run(words: list[str], log: Path, cwd: Path, environment: Mapping[str, str])
         os.dup2(file, stream)
     sys.argv = ["", *words[1:]]
     sys.path.insert(0, str(cwd))  # as `python -m` does
+    launch.simple_launcher = _launch_here  # for one process, `accelerate launch` would start another Python
     code: object = 0
     try:
         if words[0].endswith(".py"):
@@ -131,3 +134,15 @@ def _run(words: list[str], log: Path, cwd: Path, environment: Mapping[str, str])
     for output in (sys.stdout, sys.stderr):
         output.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _launch_here(arguments: Any) -> None:
+    """What accelerate's own launcher of one process does, in this process."""
+    script = arguments.training_script
+    os.environ.update(launch.prepare_simple_launcher_cmd_env(arguments)[1])
+    sys.argv = [script, *arguments.training_script_args]
+    if arguments.module:
+        runpy.run_module(script, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = str(Path(script).parent)
+        runpy.run_path(script, run_name="__main__")

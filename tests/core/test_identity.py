@@ -139,7 +139,7 @@ def test_a_cache_never_answers_from_before_an_edit(tmp_path: Path, monkeypatch: 
     assert Cached(reward=late, path="scores.sqlite").score(sample).values.tolist() == [1.0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)  # a process checks each schema
 @given(schemas=st.lists(st.sampled_from(["string", "integer", "null", "boolean", "array"]), min_size=2, max_size=5))
 def test_any_edits(schemas: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("edits")

@@ -23,6 +23,7 @@ from rm_plugins_trl.reward_training.deepspeed_files import DeepSpeedStates, deep
 from tests.conftest import make_tokenizer
 from tests.made_once import made_once
 from tests.sharded.launcher import outcomes
+from tests.sharded.zero_training import SAVED, STEPS
 from tests.trl.conftest import TRL_WARNINGS, tiny_config
 
 pytestmark = TRL_WARNINGS
@@ -35,6 +36,8 @@ CASES = {
     ("again", 2): ("resumed",),
     ("four", 4): ("a whole training", "another number of processes"),
 }
+LAST, BEFORE = f"checkpoint-{STEPS}", f"checkpoint-{STEPS - SAVED}"
+STATES = f"global_step{STEPS}"
 SAMPLES = [rm.Sample("Name a colour.", text) for text in (" Blue.", " two", " It is blue, or perhaps a shade of green." * 3)]
 
 
@@ -101,13 +104,13 @@ def test_saved_models_load_anywhere(name: str, saved: str, trained: Path) -> Non
 
 
 def test_states_of_checkpoints(trained: Path) -> None:
-    assert deepspeed_states(trained / "long-3-2" / "checkpoint-20") == DeepSpeedStates(partitioned=True, processes=2)
-    assert deepspeed_states(trained / "long-2-2" / "checkpoint-20") == DeepSpeedStates(partitioned=False, processes=2)
-    assert deepspeed_states(trained / "alone" / "long" / "checkpoint-20") is None
+    assert deepspeed_states(trained / "long-3-2" / LAST) == DeepSpeedStates(partitioned=True, processes=2)
+    assert deepspeed_states(trained / "long-2-2" / LAST) == DeepSpeedStates(partitioned=False, processes=2)
+    assert deepspeed_states(trained / "alone" / "long" / LAST) is None
 
 
 def test_resumed_without_deepspeed(trained: Path, tmp_path: Path) -> None:
-    shutil.copytree(trained / "long-3-2" / "checkpoint-16", tmp_path / "checkpoint-16")
+    shutil.copytree(trained / "long-3-2" / BEFORE, tmp_path / BEFORE)
     pairs = Dataset.from_list([{"prompt": "Name a colour.", "chosen": " Blue.", "rejected": " two"}])
     args = RewardConfig(str(tmp_path), use_cpu=True, report_to="none", preset="none")
     trainer = RewardTrainer(str(trained / "policy"), args, train_dataset=pairs)
@@ -120,11 +123,11 @@ def test_resumed_without_deepspeed(trained: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("saved", ["long-3-2", "long-2-2"])
 def test_incomplete_checkpoints(saved: str, trained: Path, tmp_path: Path) -> None:
     """Without any one of DeepSpeed's files, or with a part of one, a checkpoint is skipped, and refused if it is asked for."""
-    source = trained / saved / "checkpoint-20"
-    files = [path.relative_to(source) for path in (source / "latest", *(source / "global_step20").iterdir())]
+    source = trained / saved / LAST
+    files = [path.relative_to(source) for path in (source / "latest", *(source / STATES).iterdir())]
     assert len(files) == (5 if "-3-" in saved else 4)
-    before, checkpoint = tmp_path / "checkpoint-16", tmp_path / "checkpoint-20"
-    shutil.copytree(trained / saved / "checkpoint-16", before)
+    before, checkpoint = tmp_path / BEFORE, tmp_path / LAST
+    shutil.copytree(trained / saved / BEFORE, before)
     for file in files:
         for cut in (True, False):
             shutil.copytree(source, checkpoint)
@@ -135,6 +138,6 @@ def test_incomplete_checkpoints(saved: str, trained: Path, tmp_path: Path) -> No
                 (checkpoint / file).unlink()
             last = last_checkpoint(tmp_path)
             assert last is not None and last.path == before, (file, cut)
-            with pytest.raises(DataError, match=r"is not a checkpoint to resume from: (it has|global_step20)"):
+            with pytest.raises(DataError, match=rf"is not a checkpoint to resume from: (it has|{STATES})"):
                 checkpoint_to_resume(checkpoint, tmp_path)
             shutil.rmtree(checkpoint)

@@ -32,9 +32,9 @@ from rm_plugins_trl.reward_training.base_model import size_and_kind
 from tests.sharded.launcher import Cases, run
 from tests.sharded.training import rows as uneven_rows
 
-STEPS = 20
+STEPS = 12
 """Of the longest training, in which small differences would add up."""
-SAVED, KILLED = 8, 11
+SAVED, KILLED = 4, 6
 """The step of its checkpoint, and that after which its processes are killed."""
 
 LOGGED = ("loss", "grad_norm", "mean_reward", "margin")

@@ -26,7 +26,7 @@ pytestmark = [
 
 @newest_trl
 def test_minilm_learns_polarity(polarity_model: Path, polarity_pairs: list[dict[str, Any]]) -> None:
-    """At least 0.85 of 800 held-out pairs, in the program, in the library, and in the manifest alike."""
+    """At least 0.85 of 400 held-out pairs, in the program, in the library, and in the manifest alike."""
     found = evaluate_pairs(rm.load(polarity_model), polarity_pairs[-HELD_OUT:])
     assert found.pairs == HELD_OUT
     assert found.accuracy >= 0.85

@@ -65,13 +65,13 @@ def test_a_training_prints_what_its_user_can_use(minilm_path: Path, tmp_path: Pa
 @newest_trl
 def test_a_training_shorter_than_its_logging_prints_numbers(tiny_decoder: Any, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "pairs.jsonl", [ROW] * 16)
-    with start_training(
+    arguments = (
         *("--model_name_or_path", tiny_decoder(), "--dataset_name", data, "--max_steps", 2, "--logging_steps", 10),
         *("--use_cpu", "true", "--output_dir", tmp_path / "rm"),
-    ) as process:
-        out, err = process.communicate()
-    assert process.returncode == 0, err
-    header, row, closing = out.splitlines()
+    )
+    told = CliRunner().invoke(main, ["train", *map(str, arguments)])
+    assert told.exit_code == 0, told.output
+    header, row, closing = told.stdout.splitlines()
     assert header.split()[:3] == ["step", "epoch", "loss"]
     assert re.fullmatch(ALLOWED[3], closing), closing
     assert closing.endswith(f" Last loss {row.split()[2]}, accuracy {row.split()[3]}.")

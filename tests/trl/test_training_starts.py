@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from rm_plugins_trl import RewardConfig, RewardTrainer, reward_dataset
 from rm_plugins_trl.reward_training import adapters
 from tests.conftest import MakeFolder
 from tests.trl.conftest import TRL_WARNINGS, write_jsonl
+from tests.warm_process import run_warm
 
 pytestmark = TRL_WARNINGS
 
@@ -289,30 +288,11 @@ class TestLosses:
     def test_on_the_command_line(self, tiny_decoder: MakeFolder, tmp_path: Path) -> None:
         (tmp_path / "mine.py").write_text(_MINE)
         data = write_jsonl(tmp_path / "pairs.jsonl", ROWS)
-        command = [
-            sys.executable,
-            "-m",
-            "rm_plugins",
-            "train",
-            "--model_name_or_path",
-            str(tiny_decoder()),
-            "--loss",
-            "mine:Mine",
-        ]
-        command += [
-            "--dataset_name",
-            str(data),
-            "--output_dir",
-            "rm",
-            "--max_steps",
-            "1",
-            "--report_to",
-            "none",
-            "--use_cpu",
-            "true",
-        ]
-        ended = subprocess.run([*command, "--disable_tqdm", "true"], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert ended.returncode == 0, ended.stderr
+        printed = run_warm(
+            *("rm_plugins", "train", "--model_name_or_path", tiny_decoder(), "--loss", "mine:Mine", "--dataset_name", data),
+            *("--output_dir", "rm", "--max_steps", "1", "--report_to", "none", "--use_cpu", "true", "--disable_tqdm", "true"),
+            cwd=tmp_path,
+        )
         for noise in (
             "Warning",
             "LOAD REPORT",
@@ -322,7 +302,7 @@ class TestLosses:
             "Loading weights",
             "model shards",
         ):
-            assert noise not in ended.stdout + ended.stderr
+            assert noise not in printed
 
     @pytest.mark.parametrize(
         ("cls", "said"),
