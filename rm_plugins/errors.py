@@ -178,17 +178,18 @@ def as_one_error(errors: Mapping[int, RmPluginsError]) -> RmPluginsError:
 
 
 def plain_error(error: BaseException, where: str = "") -> RmPluginsError:
-    """The error as its nearest class of this tree with only its message, so that it can be sent to another process.
+    """The error as its nearest class of this tree, with its message and the reward that failed: it can be sent to another process.
 
     Args:
         error: The error.
         where: What is put in front of its message, such as ``row 3``.
     """
-    own = next((kind for kind in type(error).__mro__ if kind.__module__ == __name__), None)
     before = f"{where}: " if where else ""
-    if own is None:
+    if not isinstance(error, RmPluginsError):
         return ScoringError(f"{before}The reward raised {type(error).__name__}: {error}")
+    own = next(kind for kind in type(error).__mro__ if kind.__module__ == __name__)
     plain: RmPluginsError = own(f"{before}{error}")
+    plain.provider, plain.path = error.provider, error.path
     return plain
 
 

@@ -62,7 +62,7 @@ def connected_ray(address: str, *, asked_by: str) -> Any:
     except Exception as error:  # Ray raises ConnectionError, RuntimeError or ValueError
         where = "on this machine or in the environment variable RAY_ADDRESS" if address == "auto" else f"at {address!r}"
         raise ProcessError(
-            f"{asked_by} cannot connect to a Ray cluster {where}: {reason_in_short(error)}. Start one with "
+            f"{asked_by} cannot connect to a Ray cluster {where}: {_first_line(error)}. Start one with "
             "`ray start --head`, or set `address` to the HOST:PORT that it printed."
         ) from error
     return ray
@@ -106,7 +106,7 @@ def _connect(address: str) -> None:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # whatever its programs fail of
         raise ProcessError(
-            f"Ray cannot be started on this machine: {reason_in_short(error)}. Check its free memory and disk, the limits of this process "
+            f"Ray cannot be started on this machine: {_first_line(error)}. Check its free memory and disk, the limits of this process "
             "(`ulimit -a`), and Ray's logs in /tmp/ray/session_latest/logs."
         ) from error
 
@@ -167,6 +167,6 @@ def _first_answer(connection: socket.socket) -> int:
     return frame[3] if len(frame) == 9 else 0
 
 
-def reason_in_short(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of what Ray raised, without a full stop."""
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

@@ -259,9 +259,7 @@ def scored_block(
     except RmPluginsError as error:
         of_samples = [number for number, samples in enumerate(of_rows, start=block.first) for _ in samples]
         failed = {of_samples[place] for place in error.rows or () if 0 <= place < len(of_samples)}
-        failure = plain_error(error, named(_rows_in_words(failed or set(of_samples))))
-        failure.provider, failure.path = error.provider, error.path
-        raise failure from error
+        raise plain_error(error, named(_rows_in_words(failed or set(of_samples)))) from error
     values = _or_none(scores.values)
     details = {name: _or_none(column) for name, column in scores.columns.items()}
     reasons = [str(scores.errors[place]) if place in scores.errors else None for place in range(len(scores))]

@@ -262,15 +262,9 @@ def portable_scores(scores: Scores) -> Scores:
     return replace(
         scores,
         metadata={name: value for name, value in scores.metadata.items() if isinstance(value, (str, int, float))},
-        errors={row: _sent(error) for row, error in scores.errors.items()},
+        errors={row: plain_error(error) for row, error in scores.errors.items()},
         parts={name: portable_scores(part) for name, part in scores.parts.items()},
     )
-
-
-def _sent(error: RmPluginsError) -> RmPluginsError:
-    plain = plain_error(error)
-    plain.provider, plain.path = error.provider, error.path
-    return plain
 
 
 def _told(error: Exception) -> str:
@@ -287,7 +281,7 @@ def _without_rows(failure: Exception) -> Exception:
     """The failure without the rows that it names: they are of the batch that was scored, not of this process's share."""
     if not isinstance(failure, RmPluginsError) or failure.rows is None:
         return failure
-    return _sent(failure).caused_by(failure)
+    return plain_error(failure).caused_by(failure)
 
 
 def _bound(provider: Provider, handed: HandedOver) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -133,6 +134,13 @@ def test_an_error_of_a_plug_ins_own_kind_becomes_the_nearest_that_everybody_know
     assert type(plain_error(Fussy(1, 2))) is AnswerError
     assert str(plain_error(Fussy(1, 2))) == "1 and 2"
     assert type(plain_error(KeyError("x"))) is ScoringError
+
+
+def test_an_error_that_is_sent_names_the_reward_that_failed() -> None:
+    error = DataError("it cannot be read")
+    error.provider, error.path = "brief", "members[1]"
+    sent = pickle.loads(pickle.dumps(plain_error(error, "row 3")))
+    assert (str(sent), sent.provider, sent.path) == ("row 3: it cannot be read", "brief", "members[1]")
 
 
 def test_what_cannot_be_loaded_is_said_as_in_this_process(hosted: Hosted) -> None:
