@@ -26,7 +26,7 @@ RAY_WORLD := $(VENV)/worlds/ray-$(RAY)
 OLDEST := $(VENV)/worlds/oldest
 WORLDS := $(VENV)/models.stamp $(addsuffix .stamp,$(OLDER_WORLD) $(RAY_WORLD) $(ENGINES_WORLD) $(QUANTIZED_WORLD) $(DEEPSPEED_WORLD))
 # Four processes share the tests, two per core, because many tests wait for processes that they start. One that has none left takes
-# some of another's.
+# some of another's. Where there are few tests, importing everything four times would take longer.
 SHARED := --numprocesses 4 --dist worksteal
 PYTEST := $(BIN)/python -m pytest
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
