@@ -19,7 +19,6 @@ from rm_plugins.server import Settings
 from tests.servers import RewardServer
 
 HEALTH_SECONDS = 1.0
-HEALTH_TIMEOUT = 10.0
 DRAIN_SECONDS = 3
 END_SECONDS = DRAIN_SECONDS + 15
 MEMORY_SHARE = 1.5
@@ -175,7 +174,7 @@ class WatchedServer:
         while not self._is_over.wait(0.05):
             started, computed = time.monotonic(), self.computed
             try:
-                is_well = status_of(self.ask(request("GET", "/health"), timeout=HEALTH_TIMEOUT)) == 200
+                is_well = status_of(self.ask(request("GET", "/health"), timeout=5)) == 200
             except OSError:
                 is_well = False
             self.seen.failures += not is_well
